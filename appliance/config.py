@@ -1,0 +1,192 @@
+"""`config.toml`: typed, every key with a default and an explanation, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from appliance.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the file: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerConfig(Section):
+    bind: str = Field(
+        "127.0.0.1:8080",
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
+        description="HOST:PORT to listen on. Another address than loopback needs an admin password and a device key first.",
+    )
+    max_body_mb: int = Field(8, ge=1, le=512, description="Largest request body accepted, in MB.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
+
+
+class ModelConfig(Section):
+    name: str = Field(
+        "smollm2-135m-instruct",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="The bundle under `models/` to serve.",
+    )
+    context_length: int = Field(
+        0, ge=0, description="Longest prompt plus answer, in tokens; 0 takes the model's own limit."
+    )
+    slots: int = Field(
+        8, ge=1, le=64, description="Requests that generate at the same time; further ones wait their turn."
+    )
+    queue: int = Field(
+        64, ge=0, description="Requests that may wait for a slot; beyond that the answer is 429."
+    )
+    threads: int = Field(0, ge=0, description="Threads for the model; 0 takes the number of physical cores.")
+    prefill_chunk: int = Field(
+        128, ge=16, le=4096, description="Prompt tokens computed between two steps of the running answers."
+    )
+    default_max_tokens: int = Field(512, ge=1, description="Answer length when the request names none.")
+
+
+class LoraConfig(Section):
+    enabled: bool = Field(True, description="Learn from use.")
+    auto_train_threshold: int = Field(100, ge=1, description="Pending examples that start a run.")
+    batch_timeout_minutes: Positive = Field(
+        60, description="A run starts this long after the oldest pending example, however few there are."
+    )
+    normal_weight: Positive = Field(1.0, description="Weight of automatic examples and praise.")
+    medium_weight: Positive = Field(3.0, description="Weight of medium feedback.")
+    high_weight: Positive = Field(10.0, description="Weight of high feedback.")
+
+
+class TrainConfig(Section):
+    backend: Literal["peft"] = Field("peft", description="Trainer program: `peft` (torch).")
+    rank: int = Field(16, ge=1, le=256, description="LoRA rank.")
+    alpha: Positive = Field(32.0, description="LoRA alpha; the update is scaled by alpha / rank.")
+    layers: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of the layers that get an adapter, counted from the top."
+    )
+    learning_rate: Positive = Field(2e-3, description="Peak learning rate.")
+    epochs: int = Field(4, ge=1, le=100, description="Passes over the examples.")
+    batch_tokens: int = Field(512, ge=64, description="Tokens per optimizer step, padding included.")
+    max_tokens: int = Field(
+        1024, ge=64, description="An example longer than this loses the oldest part of its context."
+    )
+    heldout_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.1, description="Share of the batch kept out of training, for the gate."
+    )
+    replay_share: Annotated[float, Field(ge=0, le=2)] = Field(
+        0.5, description="Earlier examples trained again, as a share of the batch."
+    )
+    threads: int = Field(0, ge=0, description="Threads of the trainer; 0 takes half the cores, at least one.")
+    nice: int = Field(10, ge=0, le=19, description="Niceness of the trainer: serving comes first.")
+    memory_limit_mb: int = Field(6144, ge=1024, description="The trainer is stopped above this, in MB.")
+    time_limit_minutes: Positive = Field(120, description="The trainer is stopped after this.")
+    seed: int = Field(0, ge=0, description="Seed of shuffling and initialisation.")
+    max_attempts: int = Field(
+        3, ge=1, le=20, description="A batch whose run died is retried this often, then parked."
+    )
+
+
+class ResourcesConfig(Section):
+    max_load_per_core: Positive = Field(
+        1.5, description="A run is deferred while the one-minute load per core is above this."
+    )
+    min_free_memory_mb: int = Field(
+        2500, ge=0, description="A run is deferred with less memory available, in MB."
+    )
+    min_free_disk_mb: int = Field(500, ge=0, description="A run is deferred with less free disk, in MB.")
+    max_temperature_c: Positive = Field(85, description="A run is deferred while a sensor reads hotter.")
+    min_battery_percent: Annotated[float, Field(ge=0, le=100)] = Field(
+        50, description="A run is deferred on battery below this charge."
+    )
+    quiet_hours: str = Field(
+        "",
+        pattern=r"^(|([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)$",
+        description="Local time span without training, as `22:00-07:00`; empty for none.",
+    )
+    retry_minutes: Positive = Field(5, description="A deferred run is tried again after this.")
+
+
+class GateConfig(Section):
+    max_perplexity_rise: Annotated[float, Field(ge=0)] = Field(
+        0.15, description="Generic text perplexity may rise by this share over base."
+    )
+    max_probe_drop: int = Field(
+        1, ge=0, description="Probes that may fail which the adapter in service answers."
+    )
+    max_heldout_rise: Annotated[float, Field(ge=0)] = Field(
+        0.02, description="Held-out loss may rise by this share over the adapter in service."
+    )
+    min_taught: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="Share of the batch's corrections the candidate must prefer over the rejected answer.",
+    )
+
+
+class CollectConfig(Section):
+    enabled: bool = Field(True, description="Store every query and response as an example.")
+    max_chars: int = Field(32768, ge=256, description="Longer exchanges are not collected.")
+
+
+class ConsoleConfig(Section):
+    session_hours: Positive = Field(12, description="An owner's login lasts this long.")
+
+
+class Config(Section):
+    """The whole file."""
+
+    server: ServerConfig = ServerConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    train: TrainConfig = TrainConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    gate: GateConfig = GateConfig()
+    collect: CollectConfig = CollectConfig()
+    console: ConsoleConfig = ConsoleConfig()
+
+
+def parse_config(text: str) -> Config:
+    """Read the text of a config file.
+
+    Raises:
+        ConfigError: with every problem in its message, each naming the key.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config.toml is not valid TOML: {error}") from error
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        first = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ConfigError("; ".join(problems), param=first) from error
+
+
+def load_config(path: Path) -> Config:
+    """Read `path`; a missing file means all defaults."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return parse_config(text)
+
+
+def _explain(item: Any) -> str:
+    loc = [str(part) for part in item["loc"]]
+    key = ".".join(loc)
+    if item["type"] != "extra_forbidden":
+        return f"{key}: {item['msg']} (got {item['input']!r})"
+    known: list[str] = list(Config.model_fields)
+    if len(loc) == 2:
+        known = list(type(getattr(Config(), loc[0])).model_fields)
+    near = difflib.get_close_matches(loc[-1], known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}."
+    return f"{key}: unknown key; {hint}"

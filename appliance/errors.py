@@ -1,0 +1,111 @@
+"""The error family. Every failure a caller can cause or act on is a `ShammahError`.
+
+The API turns one into OpenAI's error object, the command line into one line on stderr, so a
+message says what is wrong *and* what to do. `status` is the HTTP status it maps to.
+"""
+
+from __future__ import annotations
+
+
+class ShammahError(Exception):
+    """Base of the family.
+
+    Args:
+        message: one sentence for a person.
+        param: the request field or config key at fault, if one is.
+        code: stable machine-readable word, overriding the class's own.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(ShammahError):
+    """The caller sent something that cannot be served as it is."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFound(InvalidRequest):
+    """A named thing (model, adapter, run, example) does not exist."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(InvalidRequest):
+    """The request is fine, the present state is not (e.g. a run is already going on)."""
+
+    status = 409
+    code = "conflict"
+
+
+class Unauthorized(InvalidRequest):
+    """Credentials are missing or wrong."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    """The credentials are good but do not allow this."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class ContextOverflow(InvalidRequest):
+    """Prompt and requested tokens do not fit in the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Busy(ShammahError):
+    """The box is at its limit; try again later."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "server_busy"
+
+
+class Unavailable(ShammahError):
+    """A part of the box is not ready or failed; nothing is wrong with the request."""
+
+    status = 503
+    code = "unavailable"
+
+
+class StorageFull(Unavailable):
+    """The disk has no room: nothing was written, nothing was lost."""
+
+    status = 507
+    code = "storage_full"
+
+
+class ConfigError(ShammahError):
+    """`config.toml` cannot be used; the message names the key and, where near, the right one."""
+
+    code = "invalid_config"
+
+
+class BundleError(ShammahError):
+    """A model bundle is missing, broken or cannot be imported."""
+
+    code = "invalid_bundle"
+
+
+class AdapterInvalid(InvalidRequest):
+    """An adapter file failed structural validation; the message says which check."""
+
+    code = "invalid_adapter"
