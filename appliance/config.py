@@ -21,6 +21,8 @@ class Section(BaseModel):
 
 
 class ServerConfig(Section):
+    """`[server]`: where and how the daemon listens."""
+
     bind: str = Field(
         "127.0.0.1:8080",
         pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
@@ -31,6 +33,8 @@ class ServerConfig(Section):
 
 
 class ModelConfig(Section):
+    """`[model]`: the bundle served and the limits of the engine."""
+
     name: str = Field(
         "smollm2-135m-instruct",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
@@ -53,6 +57,8 @@ class ModelConfig(Section):
 
 
 class LoraConfig(Section):
+    """`[lora]`: when to learn, and how much an example counts."""
+
     enabled: bool = Field(True, description="Learn from use.")
     auto_train_threshold: int = Field(100, ge=1, description="Pending examples that start a run.")
     batch_timeout_minutes: Positive = Field(
@@ -64,6 +70,8 @@ class LoraConfig(Section):
 
 
 class TrainConfig(Section):
+    """`[train]`: the trainer program."""
+
     backend: Literal["peft"] = Field("peft", description="Trainer program: `peft` (torch).")
     rank: int = Field(16, ge=1, le=256, description="LoRA rank.")
     alpha: Positive = Field(32.0, description="LoRA alpha; the update is scaled by alpha / rank.")
@@ -93,6 +101,8 @@ class TrainConfig(Section):
 
 
 class ResourcesConfig(Section):
+    """`[resources]`: when the box has nothing to spare and a run is deferred."""
+
     max_load_per_core: Positive = Field(
         1.5, description="A run is deferred while the one-minute load per core is above this."
     )
@@ -113,6 +123,8 @@ class ResourcesConfig(Section):
 
 
 class GateConfig(Section):
+    """`[gate]`: the limits a candidate adapter must keep."""
+
     max_perplexity_rise: Annotated[float, Field(ge=0)] = Field(
         0.15, description="Generic text perplexity may rise by this share over base."
     )
@@ -129,11 +141,15 @@ class GateConfig(Section):
 
 
 class CollectConfig(Section):
+    """`[collect]`: what is stored."""
+
     enabled: bool = Field(True, description="Store every query and response as an example.")
     max_chars: int = Field(32768, ge=256, description="Longer exchanges are not collected.")
 
 
 class ConsoleConfig(Section):
+    """`[console]`: the owner's pages."""
+
     session_hours: Positive = Field(12, description="An owner's login lasts this long.")
 
 

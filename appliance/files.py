@@ -47,7 +47,7 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temp, path)
+            Path(temp).replace(path)
         except BaseException:
             Path(temp).unlink(missing_ok=True)
             raise
@@ -62,7 +62,7 @@ def publish_file(temp: Path, path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-        os.replace(temp, path)
+        temp.replace(path)
         fsync_dir(path.parent)
 
 
@@ -72,7 +72,7 @@ def replace_symlink(link: Path, target: str) -> None:
     with storage_errors(link.name):
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target)
-        os.replace(fresh, link)
+        fresh.replace(link)
         fsync_dir(link.parent)
 
 
