@@ -11,7 +11,6 @@ import hashlib
 import json
 import secrets
 import time
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import argon2
@@ -93,38 +92,6 @@ def end_session(store: Store, token: str) -> None:
         sessions = _live(_read(store), time.time())
         sessions.pop(_digest(token), None)
         store.settings.set(_SESSIONS, json.dumps(sessions))
-
-
-def trusted_loopback(peer: str, host: str, *, forwarded: bool = False) -> bool:
-    """Whether a request comes from a person or program on this machine.
-
-    The peer's address alone does not say so: a web page whose own domain has been re-pointed at
-    127.0.0.1 reaches a loopback server through the owner's browser (DNS rebinding), which shows in
-    the Host header; and behind a reverse proxy everybody's peer address is the proxy's.
-
-    Args:
-        peer: the socket's remote address.
-        host: the request's Host header.
-        forwarded: the request carries a Forwarded or X-Forwarded-For header.
-    """
-    return not forwarded and _is_loopback(peer) and _is_loopback(_host_name(host))
-
-
-def _is_loopback(name: str) -> bool:
-    if name.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        address = ip_address(name)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
-
-
-def _host_name(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
 
 
 def _digest(token: str) -> str:

@@ -1,0 +1,63 @@
+"""Where a request comes from: this machine or not, our own pages or another site's.
+
+Both questions are asked before an owner's rights are granted without a token: by the console for
+its forms, by the API for its management endpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def trusted_loopback(peer: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request comes from a person or program on this machine.
+
+    The peer's address alone does not say so: a web page whose own domain has been re-pointed at
+    127.0.0.1 reaches a loopback server through the owner's browser (DNS rebinding), which shows in
+    the Host header; and behind a reverse proxy everybody's peer address is the proxy's.
+
+    Args:
+        peer: the socket's remote address.
+        headers: the request's headers, looked up in lower case.
+    """
+    if "forwarded" in headers or "x-forwarded-for" in headers:
+        return False
+    return is_loopback(peer) and is_loopback(_host_name(headers.get("host", "")))
+
+
+def is_loopback(name: str) -> bool:
+    """Whether an address or host name can only mean this machine."""
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def same_origin(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser sent this from one of our own pages (or the request only reads).
+
+    Browsers say so in Sec-Fetch-Site on HTTPS and loopback, and in Origin everywhere else. A
+    changing request with neither does not come from a current browser's form or script, and is
+    refused: programs use a token.
+    """
+    if method in _SAFE_METHODS:
+        return True
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+
+
+def _host_name(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
