@@ -1,0 +1,1 @@
+"""The engine room: sessions, cache, continuous batching, sampling."""

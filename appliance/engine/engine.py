@@ -1,0 +1,263 @@
+"""The engine's facade: requests in, deltas out, adapters swapped under way. No HTTP, no SQL.
+
+One thread owns the batch and steps it; ONNX Runtime releases the interpreter lock while it computes.
+Everything else talks to that thread through a lock-guarded queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass
+
+from appliance.adapters.file import Adapter
+from appliance.config import ModelConfig
+from appliance.engine.batch import Batch, Sequence
+from appliance.engine.cache import KVCache
+from appliance.engine.offline import probe
+from appliance.engine.request import Delta, GenerationRequest
+from appliance.engine.session import Session, default_threads
+from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
+from appliance.model.bundle import Bundle
+from appliance.model.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+PROBE_CAPACITY = 64
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since start and the present load.
+
+    Attributes:
+        active: requests that hold a slot.
+        waiting: requests that wait for one.
+        slots: how many can run at once.
+        requests: requests accepted.
+        prompt_tokens: prompt tokens computed.
+        generated_tokens: tokens generated.
+        busy_seconds: time spent stepping.
+        swaps: adapters switched to.
+        stalled_seconds: how long the present step has been going on, 0 when idle.
+    """
+
+    active: int
+    waiting: int
+    slots: int
+    requests: int
+    prompt_tokens: int
+    generated_tokens: int
+    busy_seconds: float
+    swaps: int
+    stalled_seconds: float
+
+
+class Generation:
+    """An answer under way: an async iterator of deltas that can be cancelled."""
+
+    def __init__(self, sequence: Sequence, deltas: asyncio.Queue[Delta | Exception]) -> None:
+        self._sequence = sequence
+        self._deltas = deltas
+        self._ended = False
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._ended:
+            raise StopAsyncIteration
+        delta = await self._deltas.get()
+        if isinstance(delta, Exception):
+            self._ended = True
+            raise delta
+        self._ended = delta.finish_reason is not None
+        return delta
+
+    def cancel(self) -> None:
+        """Stop generating; harmless after the end."""
+        self._sequence.cancelled = True
+
+
+class Engine:
+    """Serves one bundle with one adapter in service at a time."""
+
+    def __init__(
+        self, bundle: Bundle, tokenizer: Tokenizer, config: ModelConfig, adapter: Adapter | None = None
+    ) -> None:
+        """Build the first session; `start` begins to serve.
+
+        Raises:
+            Unavailable: the session cannot be built.
+        """
+        self.bundle = bundle
+        self.context_length = min(config.context_length or 10**9, bundle.manifest.context_length)
+        self._tokenizer = tokenizer
+        self._queue_limit = config.queue
+        self._threads = config.threads or default_threads()
+        self._cache = KVCache(bundle.manifest, config.slots, self.context_length)
+        self._batch = Batch(self._cache, config.prefill_chunk)
+        self._session = Session(bundle, adapter, self._cache, threads=self._threads)
+        self._wake = threading.Condition()
+        self._waiting: deque[Sequence] = deque()
+        self._running = False
+        self._thread: threading.Thread | None = None
+        self._swapping = asyncio.Lock()
+        self._step_started = 0.0
+        self._requests = self._prompt_tokens = self._generated_tokens = self._swaps = 0
+        self._busy_seconds = 0.0
+        self._retired: list[weakref.ref[Session]] = []
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the adapter new requests get, None for base."""
+        return self._session.adapter
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the present step; unfinished requests end with `Unavailable`."""
+        with self._wake:
+            self._running = False
+            self._wake.notify()
+        if self._thread:
+            self._thread.join()
+
+    def stats(self) -> EngineStats:
+        """Counters and load, for metrics and the console."""
+        started = self._step_started
+        return EngineStats(
+            active=self._batch.active,
+            waiting=len(self._waiting),
+            slots=self._cache.rows,
+            requests=self._requests,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            busy_seconds=self._busy_seconds,
+            swaps=self._swaps,
+            stalled_seconds=time.monotonic() - started if started else 0.0,
+        )
+
+    def generate(self, request: GenerationRequest) -> Generation:
+        """Queue a request at once; iterate for its deltas, or `cancel` to be rid of it within a step.
+
+        Raises:
+            InvalidRequest: the prompt is empty.
+            ContextOverflow: the prompt leaves no room for an answer.
+            Busy: too many requests wait already.
+            Unavailable: the engine is not running.
+        """
+        room = self.context_length - len(request.prompt)
+        if not request.prompt:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        if room < 1:
+            raise ContextOverflow(
+                f"This model's context is {self.context_length} tokens, but the prompt has "
+                f"{len(request.prompt)}. Send a shorter prompt.",
+                param="messages",
+            )
+        loop = asyncio.get_running_loop()
+        deltas: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+
+        def emit(delta: Delta | Exception) -> None:
+            # The loop can close between a check and the call: whoever listened is gone then.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+        sequence = Sequence(request, self._tokenizer, min(request.max_tokens, room), emit)
+        with self._wake:
+            if not self._running:
+                raise Unavailable("The engine is not running.")
+            # Each step fills free slots first, so whoever still waits then has none to hope for.
+            if len(self._waiting) >= self._queue_limit + self._cache.rows - self._batch.active:
+                raise Busy("All slots and waiting places are taken. Retry in a few seconds.")
+            self._waiting.append(sequence)
+            self._requests += 1
+            self._wake.notify()
+        return Generation(sequence, deltas)
+
+    async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None:
+        """Serve new requests with another adapter; running ones finish as they began.
+
+        The new session is built and probed beside the old one; until that has worked nothing changes.
+
+        Args:
+            adapter: what to serve, None for base.
+            expected: the probe's tokens as the gate saw them, to be met exactly.
+
+        Raises:
+            Unavailable: it cannot be built, gives non-finite output, or is not what the gate tried.
+        """
+        async with self._swapping:
+            session = await asyncio.to_thread(self._prepare, adapter, expected)
+            with self._wake:
+                self._retired.append(weakref.ref(self._session))
+                self._session = session
+                self._swaps += 1
+            logger.info("Serving with %s", session.adapter or "base")
+            del session  # or this frame would keep it alive through the next swap
+            await asyncio.to_thread(self._reap)
+
+    def _prepare(self, adapter: Adapter | None, expected: tuple[int, ...] | None) -> Session:
+        scratch = KVCache(self.bundle.manifest, 1, PROBE_CAPACITY)
+        session = Session(self.bundle, adapter, scratch, threads=self._threads)
+        tokens = probe(session, self._tokenizer)
+        if expected is not None and tokens != expected:
+            name = adapter.name if adapter else "base"
+            raise Unavailable(f"{name} does not answer here as it did in the gate; it was not switched to.")
+        session.use(self._cache)
+        return session
+
+    def _reap(self) -> None:
+        """Hand the memory of replaced sessions back to the system once their last request has ended."""
+        alive = [session for session in self._retired if session() is not None]
+        if len(alive) < len(self._retired):
+            self._retired = alive
+            _LIBC.malloc_trim(0)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while self._running and not self._waiting and not self._batch.active:
+                    self._wake.wait()
+                if not self._running:
+                    break
+                self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
+                while self._waiting and not self._batch.full:
+                    self._batch.join(self._waiting.popleft(), self._session)
+            self._step()
+            if self._retired:
+                self._reap()
+        with self._wake:
+            orphans = [*self._batch.abandon(), *self._waiting]
+            self._waiting.clear()
+        self._fail(orphans, Unavailable("The box is shutting down."))
+
+    def _step(self) -> None:
+        self._step_started = started = time.monotonic()
+        try:
+            prompt_tokens, generated = self._batch.step()
+        except Exception:
+            logger.exception("A step failed; its requests end with an error")
+            self._fail(self._batch.abandon(), Unavailable("The model failed on this request."))
+        else:
+            self._prompt_tokens += prompt_tokens
+            self._generated_tokens += generated
+        finally:
+            self._step_started = 0.0
+            self._busy_seconds += time.monotonic() - started
+
+    def _fail(self, sequences: list[Sequence], error: Unavailable) -> None:
+        for sequence in sequences:
+            sequence.emit(error)

@@ -1,0 +1,113 @@
+"""The model without the server: score and generate, one sequence at a time.
+
+The gate judges an adapter with this, on the very session code that will serve it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.adapters.file import Adapter
+from appliance.engine.cache import KVCache
+from appliance.engine.session import Session
+from appliance.errors import Unavailable
+from appliance.model.bundle import Bundle
+from appliance.model.tokenizer import Tokenizer
+
+CHUNK = 128  # tokens a step; the logits of a chunk are [CHUNK, vocab] floats
+PROBE_PROMPT = "The capital of France is"
+PROBE_TOKENS = 8
+
+
+class OfflineModel:
+    """A bundle with one adapter, for scoring."""
+
+    def __init__(
+        self, bundle: Bundle, adapter: Adapter | None = None, *, threads: int = 0, capacity: int = 2048
+    ) -> None:
+        """Build it; sequences may be `capacity` tokens long."""
+        self._bundle = bundle
+        self._threads = threads
+        self._cache = KVCache(bundle.manifest, 1, min(capacity, bundle.manifest.context_length))
+        self._session = Session(bundle, adapter, self._cache, threads=threads)
+
+    @property
+    def capacity(self) -> int:
+        """Longest sequence in tokens."""
+        return self._cache.capacity
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Score with another adapter from now on."""
+        self._session = Session(self._bundle, adapter, self._cache, threads=self._threads)
+
+    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.float64]:
+        """Natural log probability of each answer token after the prompt, shape [len(answer)].
+
+        Raises:
+            ValueError: the prompt is empty, or both together exceed the capacity.
+        """
+        tokens = [*prompt, *answer]
+        if not prompt or len(tokens) > self.capacity:
+            raise ValueError(f"{len(tokens)} tokens do not fit: 1 to {self.capacity}")
+        parts = []
+        first = len(prompt) - 1  # this position predicts the answer's first token
+        for start in range(0, len(tokens) - 1, CHUNK):
+            chunk = np.array([tokens[start : min(start + CHUNK, len(tokens) - 1)]], np.int64)
+            wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
+            logits = self._session.step(chunk, np.array([start], np.int32), 0, wanted)
+            targets = np.array(tokens, np.int64)[start + wanted + 1]
+            parts.append(_log_softmax_at(logits, targets))
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def perplexity(self, tokens: Sequence[int]) -> float:
+        """exp of the mean negative log probability of all tokens but each window's first."""
+        scores = [
+            self.logprobs(window[:1], window[1:])
+            for start in range(0, len(tokens), self.capacity)
+            if len(window := tokens[start : start + self.capacity]) > 1
+        ]
+        return float(np.exp(-np.concatenate(scores).mean()))
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int, eos_ids: Sequence[int] = ()) -> list[int]:
+        """The likeliest continuation, without its end-of-turn token."""
+        return greedy(self._session, prompt, max_tokens, eos_ids)
+
+
+def greedy(
+    session: Session, prompt: Sequence[int], max_tokens: int, eos_ids: Sequence[int] = ()
+) -> list[int]:
+    """Continue `prompt` on row 0 of the session's cache with the likeliest tokens.
+
+    Raises:
+        Unavailable: the session gives non-finite numbers.
+    """
+    for start in range(0, len(prompt), CHUNK):
+        chunk = np.array([prompt[start : start + CHUNK]], np.int64)
+        logits = session.step(chunk, np.array([start], np.int32), 0, np.array([chunk.shape[1] - 1], np.int64))
+    out: list[int] = []
+    while True:
+        if not np.isfinite(logits).all():
+            raise Unavailable("The model gives numbers that are not finite.")
+        token = int(logits[0].argmax())
+        if token in eos_ids:
+            return out
+        out.append(token)
+        if len(out) >= max_tokens:
+            return out
+        length = np.array([len(prompt) + len(out) - 1], np.int32)
+        logits = session.step(np.array([[token]], np.int64), length, 0, np.array([0], np.int64))
+
+
+def probe(session: Session, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """A few greedy tokens after a fixed prompt: finite, and a fingerprint of the weights' behaviour."""
+    return tuple(greedy(session, tokenizer.encode(PROBE_PROMPT), PROBE_TOKENS))
+
+
+def _log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    peak = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - peak).sum(axis=1, dtype=np.float64)
+    chosen = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0].astype(np.float64)
+    return chosen - peak[:, 0] - np.log(total)

@@ -1,0 +1,46 @@
+"""What crosses the engine's border: a request in, deltas out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from appliance.engine.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer to generate.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: longest answer; cut down to what the context has room for.
+        sampling: how to choose tokens.
+        stop: strings that end the answer and are not shown.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer.
+
+    Attributes:
+        text: new text, possibly empty (a token may end inside a character or a stop string).
+        finish_reason: set on the last piece only.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated so far, the end-of-turn token not counted.
+        adapter: the adapter that answers, None for base; the same in every piece of one answer.
+    """
+
+    text: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    adapter: str | None
