@@ -1,0 +1,62 @@
+"""The store: what the appliance remembers, in one SQLite file. The only room that speaks SQL.
+
+Calls are synchronous and thread-safe; asynchronous callers wrap them in `asyncio.to_thread`. A call
+that writes has its result on disk when it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from appliance.files import storage_errors
+from appliance.home import Home
+from appliance.store.adapters import Adapters
+from appliance.store.audit import Audit
+from appliance.store.completions import Completions
+from appliance.store.db import Database, Listener
+from appliance.store.examples import Examples
+from appliance.store.keys import Keys
+from appliance.store.runs import Runs
+from appliance.store.settings import Settings
+
+__all__ = ["Store"]
+
+
+class Store:
+    """All table families over one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.examples = Examples(database)
+        self.runs = Runs(database)
+        self.adapters = Adapters(database)
+        self.keys = Keys(database)
+        self.completions = Completions(database)
+        self.audit = Audit(database)
+        self.settings = Settings(database)
+
+    @classmethod
+    def open(cls, home: Home) -> Store:
+        """Open the home's store, creating and migrating it as needed."""
+        with storage_errors(f"the home {home.root}"):
+            home.ensure()
+        return cls(Database(home.store))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make several calls one unit: all of them are kept, or none. Nested use joins the outer one."""
+        with self.database.transaction():
+            yield
+
+    def on_change(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with the names of the tables written, after each commit of this process.
+
+        It runs in the committing thread: it must be quick and not raise. Returns the function that
+        removes it.
+        """
+        return self.database.on_change(listener)
+
+    def close(self) -> None:
+        """Close the file; later calls raise `Unavailable`. Idempotent."""
+        self.database.close()

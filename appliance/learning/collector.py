@@ -1,0 +1,226 @@
+"""Collection: every good exchange becomes an example, off the response path."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from appliance.config import Config
+from appliance.errors import ShammahError, StorageFull
+from appliance.events import EventBus
+from appliance.store import Store
+from appliance.store.examples import NewExample
+from appliance.store.normalise import message_text, normalise
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1000
+"""Exchanges that may wait for the disk; beyond that the oldest are given up."""
+BATCH = 64
+"""Exchanges stored in one transaction, so that a burst costs one disk flush."""
+RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class CollectedExchange:
+    """One answered request, as the API saw it.
+
+    Attributes:
+        messages: the conversation, without the answer.
+        query: the last user message.
+        finish_reason: only "stop" and "length" make an example; "tool_calls", "cancelled" and the
+            like are recorded but not learned from.
+        store: False when the request or the device's key opted out.
+        internal: evaluation and the console's own traffic, which leaves no trace.
+    """
+
+    completion_id: str
+    messages: list[dict[str, Any]]
+    query: str
+    response: str
+    finish_reason: str
+    device: str | None
+    model: str
+    adapter: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    store: bool = True
+    internal: bool = False
+    source: str = "api"
+    created: float = field(default_factory=time.time)
+
+
+class Collector:
+    """Takes exchanges from request handlers and stores them from a thread of its own."""
+
+    def __init__(
+        self, store: Store, config: Config, events: EventBus, *, retry: float = RETRY_SECONDS
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._events = events
+        self._retry = retry
+        self._waiting: deque[CollectedExchange] = deque()
+        self._condition = threading.Condition()
+        self._taken = 0
+        self._settled = 0
+        self._stopping = False
+        self._paused: str | None = None
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._work, name="collector", daemon=True)
+        self._thread.start()
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing can be stored at the moment; None when all is well."""
+        return self._paused
+
+    def collect(self, exchange: CollectedExchange) -> None:
+        """Take an exchange; never waits for the disk and never raises."""
+        if exchange.internal:
+            return
+        with self._condition:
+            if self._stopping:
+                return
+            if len(self._waiting) >= BACKLOG:
+                self._waiting.popleft()
+                self._dropped += 1
+                self._settled += 1
+            self._taken += 1
+            self._waiting.append(exchange)
+            self._condition.notify_all()
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until what has been taken so far is stored; False when that takes longer."""
+        with self._condition:
+            goal = self._taken
+            return self._condition.wait_for(lambda: self._settled >= goal, timeout)
+
+    def stop(self) -> None:
+        """Store what is waiting, as far as the disk allows, and end the thread."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        self._thread.join()
+        if self._waiting:
+            log.warning("%d exchanges could not be stored before stopping", len(self._waiting))
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._waiting or self._stopping)
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            left = self._store_batch(batch) if batch else []
+            with self._condition:
+                self._settled += len(batch) - len(left)
+                self._waiting.extendleft(reversed(left))
+                self._condition.notify_all()
+                if self._stopping and (left or not self._waiting):
+                    return
+                if left:
+                    self._condition.wait_for(lambda: self._stopping, self._retry)
+
+    def _store_batch(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
+        """Store exchanges; returns those to try again later, when the store can take something."""
+        try:
+            collected = self._write(batch)
+        except ShammahError as error:
+            if error.status < 500:
+                return self._store_singly(batch, error)
+            self._pause(error)
+            return batch
+        except Exception as error:
+            return self._store_singly(batch, error)
+        self._resume()
+        if collected:
+            for _ in range(collected):
+                log.debug("Auto-collected query/response for training")
+            self._events.publish("example.collected", pending=self._store.examples.count("pending"))
+        return []
+
+    def _store_singly(self, batch: list[CollectedExchange], error: Exception) -> list[CollectedExchange]:
+        # One exchange that cannot be stored must neither take its neighbours along nor come back.
+        if len(batch) == 1:
+            log.error("Completion %s could not be stored: %s", batch[0].completion_id, error)
+            return []
+        return [left for exchange in batch for left in self._store_batch([exchange])]
+
+    def _write(self, batch: list[CollectedExchange]) -> int:
+        with self._store.transaction():
+            return sum(self._write_one(exchange) for exchange in batch)
+
+    def _write_one(self, exchange: CollectedExchange) -> bool:
+        # Texts that opted out, or are too long to learn from, are not kept: only that there was an answer.
+        kept = exchange.store and self._fits(exchange)
+        self._store.completions.record(
+            id=exchange.completion_id,
+            created=exchange.created,
+            device=exchange.device,
+            model=exchange.model,
+            adapter=exchange.adapter,
+            query=exchange.query if kept else "",
+            response=exchange.response if kept else "",
+            messages=exchange.messages if kept else [],
+            finish_reason=exchange.finish_reason,
+            prompt_tokens=exchange.prompt_tokens,
+            completion_tokens=exchange.completion_tokens,
+        )
+        if not (kept and self._config.collect.enabled and self._worth_learning(exchange)):
+            return False
+        self._store.examples.add(
+            NewExample(
+                kind="automatic",
+                query=exchange.query,
+                response=exchange.response,
+                target=exchange.response,
+                weight=self._config.lora.normal_weight,
+                messages=exchange.messages,
+                finish_reason=cast(Literal["stop", "length"], exchange.finish_reason),
+                device=exchange.device,
+                source=exchange.source,
+                completion_id=exchange.completion_id,
+            )
+        )
+        return True
+
+    def _fits(self, exchange: CollectedExchange) -> bool:
+        size = len(exchange.response) + sum(len(message_text(message)) for message in exchange.messages)
+        return max(size, len(exchange.query)) <= self._config.collect.max_chars
+
+    def _worth_learning(self, exchange: CollectedExchange) -> bool:
+        examples = self._store.examples
+        if exchange.finish_reason not in ("stop", "length"):
+            return False
+        if not exchange.query.strip() or not exchange.response.strip():
+            return False
+        answer = normalise(exchange.response)
+        if answer in examples.rejected_answers(exchange.query):
+            return False
+        feedback = examples.feedback_on(exchange.completion_id, exchange.query, exchange.response)
+        if feedback is not None:
+            # The person was faster than this thread: their word on the exchange is in the queue.
+            if feedback.completion_id is None:
+                examples.update(feedback.id, completion_id=exchange.completion_id)
+            return False
+        # Until a correction is learned the model goes on giving wrong answers, in ever new words.
+        correction = examples.correction_of(exchange.query, exchange.messages)
+        return correction is None or normalise(correction.target or "") == answer
+
+    def _pause(self, error: ShammahError) -> None:
+        if self._paused is None:
+            self._paused = error.message
+            log.warning("Collection pauses: %s", error.message)
+            self._events.publish(
+                "collect.paused", reason="disk full" if isinstance(error, StorageFull) else error.message
+            )
+
+    def _resume(self) -> None:
+        if self._paused is not None:
+            self._paused = None
+            log.info("Collection goes on; %d exchanges were given up meanwhile", self._dropped)
+            self._dropped = 0
+            self._events.publish("collect.resumed")

@@ -1,0 +1,121 @@
+"""What is known about adapter files, and the history of which one was in service."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from appliance.errors import NotFound
+from appliance.store.db import Database
+from appliance.store.rows import from_json, to_json
+
+AdapterState = Literal["candidate", "accepted", "rejected", "missing"]
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """An adapter file and the gate's word on it.
+
+    Attributes:
+        name: the file's stem.
+        base_hash: the bundle it belongs to.
+        run_id: the run that made it; None for a file a person put there.
+        parent: the adapter it was trained from.
+        report: the gate's report.
+    """
+
+    name: str
+    created: float
+    sha256: str
+    size: int
+    base_hash: str
+    rank: int
+    run_id: str | None
+    parent: str | None
+    state: AdapterState
+    report: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the adapter in service; None is the base model."""
+
+    at: float
+    from_: str | None
+    to: str | None
+    reason: str
+    actor: str
+
+
+AdapterRows: TypeAlias = list[AdapterRow]
+Switches: TypeAlias = list[Switch]
+
+_COLUMNS = ", ".join(AdapterRow.__dataclass_fields__)
+_ASSIGN = ", ".join(f"{name} = excluded.{name}" for name in AdapterRow.__dataclass_fields__ if name != "name")
+
+
+def _row(row: sqlite3.Row) -> AdapterRow:
+    return AdapterRow(**{**dict(row), "report": from_json(row["report"])})
+
+
+class Adapters:
+    """The tables `adapters` and `switches`."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def upsert(self, adapter: AdapterRow) -> None:
+        """Store what is known about a file, replacing what was known under its name."""
+        values = {name: getattr(adapter, name) for name in AdapterRow.__dataclass_fields__}
+        values["report"] = None if adapter.report is None else to_json(adapter.report, "report")
+        with self._db.transaction("adapters") as tx:
+            tx.execute(
+                f"INSERT INTO adapters ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})"
+                f" ON CONFLICT (name) DO UPDATE SET {_ASSIGN}",
+                tuple(values.values()),
+            )
+
+    def get(self, name: str) -> AdapterRow | None:
+        """What is known about an adapter; None when nothing is."""
+        row = self._db.one(f"SELECT {_COLUMNS} FROM adapters WHERE name = ?", (name,))
+        return None if row is None else _row(row)
+
+    def list(self) -> AdapterRows:
+        """All adapters, newest first."""
+        rows = self._db.all(f"SELECT {_COLUMNS} FROM adapters ORDER BY created DESC, name DESC")
+        return [_row(row) for row in rows]
+
+    def set_state(self, name: str, state: AdapterState, report: dict[str, Any] | None = None) -> None:
+        """Record a verdict; without a report the earlier one stays.
+
+        Raises:
+            NotFound: nothing is known under that name.
+        """
+        text = None if report is None else to_json(report, "report")
+        with self._db.transaction("adapters") as tx:
+            changed = tx.execute(
+                "UPDATE adapters SET state = ?, report = coalesce(?, report) WHERE name = ?",
+                (state, text, name),
+            ).rowcount
+            if not changed:
+                raise NotFound(f"There is no adapter {name!r}.", param="name")
+
+    def record_switch(self, to: str | None, reason: str, actor: str) -> Switch:
+        """Note that `to` is in service from now on, instead of what the last switch led to."""
+        with self._db.transaction("switches") as tx:
+            last = tx.execute("SELECT to_ FROM switches ORDER BY seq DESC LIMIT 1").fetchone()
+            switch = Switch(time.time(), None if last is None else last[0], to, reason, actor)
+            tx.execute(
+                "INSERT INTO switches (at, from_, to_, reason, actor) VALUES (?, ?, ?, ?, ?)",
+                (switch.at, switch.from_, switch.to, switch.reason, switch.actor),
+            )
+        return switch
+
+    def switches(self, limit: int = 50) -> Switches:
+        """The last switches, newest first."""
+        rows = self._db.all(
+            "SELECT at, from_, to_, reason, actor FROM switches ORDER BY seq DESC LIMIT ?", (limit,)
+        )
+        return [Switch(*row) for row in rows]

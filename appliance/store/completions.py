@@ -1,0 +1,108 @@
+"""What was answered lately, so that feedback can name it and the console can show it."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.store.db import Database
+from appliance.store.normalise import text_key
+from appliance.store.rows import from_json, to_json, valid_text
+
+KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class StoredCompletion:
+    """An answer given.
+
+    Attributes:
+        query: the last user message.
+        messages: the conversation without the answer. Query, response and messages are empty when
+            the request opted out of being stored.
+        adapter: what was in service; None is the base model.
+    """
+
+    id: str
+    created: float
+    device: str | None
+    model: str
+    adapter: str | None
+    query: str
+    response: str
+    messages: list[dict[str, Any]]
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+_COLUMNS = ", ".join(StoredCompletion.__dataclass_fields__)
+
+
+def _completion(row: sqlite3.Row) -> StoredCompletion:
+    return StoredCompletion(**{**dict(row), "messages": from_json(row["messages"])})
+
+
+class Completions:
+    """The table `completions`; it keeps the last 10,000."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def record(
+        self,
+        id: str,
+        created: float,
+        device: str | None,
+        model: str,
+        adapter: str | None,
+        query: str,
+        response: str,
+        messages: list[dict[str, Any]],
+        finish_reason: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> None:
+        """Store an answer and forget the oldest ones. Recording an id again replaces it."""
+        values = {
+            "id": id,
+            "created": created,
+            "device": device,
+            "model": model,
+            "adapter": adapter,
+            "query": valid_text(query, "query"),
+            "response": valid_text(response, "response"),
+            "messages": to_json(messages, "messages"),
+            "finish_reason": finish_reason,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "query_key": text_key(query),
+            "response_key": text_key(response),
+        }
+        with self._db.transaction("completions") as tx:
+            cursor = tx.execute(
+                f"INSERT OR REPLACE INTO completions ({', '.join(values)})"
+                f" VALUES ({', '.join('?' * len(values))})",
+                tuple(values.values()),
+            )
+            tx.execute("DELETE FROM completions WHERE seq <= ?", ((cursor.lastrowid or 0) - KEPT,))
+
+    def get(self, completion_id: str) -> StoredCompletion | None:
+        """The completion of that id; None when it is unknown or has been forgotten."""
+        row = self._db.one(f"SELECT {_COLUMNS} FROM completions WHERE id = ?", (completion_id,))
+        return None if row is None else _completion(row)
+
+    def find(self, query: str, response: str) -> StoredCompletion | None:
+        """The newest completion with this query and response, compared after normalisation."""
+        row = self._db.one(
+            f"SELECT {_COLUMNS} FROM completions WHERE query_key = ? AND response_key = ? AND query != ''"
+            " ORDER BY seq DESC LIMIT 1",
+            (text_key(query), text_key(response)),
+        )
+        return None if row is None else _completion(row)
+
+    def recent(self, limit: int = 50) -> list[StoredCompletion]:
+        """The last completions, newest first."""
+        rows = self._db.all(f"SELECT {_COLUMNS} FROM completions ORDER BY seq DESC LIMIT ?", (limit,))
+        return [_completion(row) for row in rows]

@@ -1,0 +1,212 @@
+"""The database: connections, locking, transactions, and what SQLite's errors mean to us.
+
+Two connections, not one per thread. SQLite lets one writer in at a time whatever we do, and our
+callers come from `asyncio.to_thread`, whose threads come and go: connections of their own would
+pile up, and closing them all would be guesswork. So every write goes through one connection behind
+one re-entrant lock, which also makes joining a nested transaction plain. A second, read-only
+connection serves reads outside a transaction: thanks to the WAL they see the last commit and never
+wait for the disk flush of a commit going on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ShammahError, StorageFull, Unavailable
+from appliance.files import fsync_dir, storage_errors
+from appliance.store.migrations import migrate
+
+Listener = Callable[[frozenset[str]], None]
+
+BUSY_SECONDS = 10.0
+_PROBE_BYTES = 64 * 1024
+
+
+class Database:
+    """A migrated SQLite file. Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, creating it private to this user, and migrate it.
+
+        Raises:
+            StorageFull: there is no room for it.
+            Unavailable: it is damaged, locked, or from a newer release.
+        """
+        self.path = path
+        self._write_lock = threading.RLock()
+        self._read_lock = threading.Lock()
+        self._owner: int | None = None
+        self._failed = False
+        self._touched: set[str] = set()
+        self._listeners: list[Listener] = []
+        with storage_errors(path.name):
+            # The WAL and its index take over the mode of the main file.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self._writer = self._connect()
+        try:
+            with self._explained():
+                self._writer.execute("PRAGMA journal_mode = WAL")
+                self._writer.execute("PRAGMA foreign_keys = ON")
+                # FULL flushes the WAL at every commit: what a call acknowledged survives a power cut.
+                self._writer.execute("PRAGMA synchronous = FULL")
+                self._writer.execute("PRAGMA journal_size_limit = 16777216")
+                migrate(self._writer)
+            self._reader = self._connect()
+            with self._explained():
+                self._reader.execute("PRAGMA query_only = ON")
+                self._reader.execute("SELECT count(*) FROM settings").fetchone()
+        except BaseException:
+            self.close()
+            raise
+        fsync_dir(path.parent)
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._explained():
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        connection.row_factory = sqlite3.Row
+        return connection
+
+    @contextmanager
+    def transaction(self, *tables: str) -> Iterator[sqlite3.Connection]:
+        """All or nothing: committed and flushed to disk when the block ends, rolled back if it raises.
+
+        Nested use in the same thread joins the outer transaction. When an inner block has failed
+        the outer one cannot commit any more, even if the exception was caught in between.
+
+        Args:
+            tables: what the block writes, for the listeners of `on_change`.
+
+        Raises:
+            StorageFull: the disk is full; nothing of the transaction was kept.
+        """
+        touched: frozenset[str] = frozenset()
+        with self._write_lock:
+            outermost = self._owner is None
+            if outermost:
+                with self._explained():
+                    self._writer.execute("BEGIN IMMEDIATE")
+                self._owner = threading.get_ident()
+                self._failed = False
+                self._touched.clear()
+            elif self._failed:
+                raise RuntimeError("a part of this transaction has failed; it can only be rolled back")
+            self._touched.update(tables)
+            try:
+                with self._explained():
+                    yield self._writer
+                    if outermost:
+                        if self._failed:
+                            raise RuntimeError("a part of this transaction has failed; nothing was kept")
+                        self._writer.execute("COMMIT")
+                        touched = frozenset(self._touched)
+            except BaseException:
+                self._failed = True
+                raise
+            finally:
+                if outermost:
+                    self._owner = None
+                    # SQLite has rolled back by itself after some errors, a full disk among them.
+                    if self._writer.in_transaction:
+                        with contextlib.suppress(sqlite3.Error):
+                            self._writer.execute("ROLLBACK")
+        if touched:
+            for listener in list(self._listeners):
+                listener(touched)
+
+    def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """The rows of a query; inside a transaction of this thread it sees that transaction's writes."""
+        with self._explained():
+            if self._owner == threading.get_ident():
+                return self._writer.execute(sql, parameters).fetchall()
+            with self._read_lock:
+                return self._reader.execute(sql, parameters).fetchall()
+
+    def one(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
+        """The first row of a query, if any."""
+        rows = self.all(sql, parameters)
+        return rows[0] if rows else None
+
+    def value(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """The first column of the first row; None when there is no row."""
+        row = self.one(sql, parameters)
+        return None if row is None else row[0]
+
+    def data_version(self) -> int:
+        """A number that changes when anyone, in this process or another, has committed."""
+        return int(self.value("PRAGMA data_version"))
+
+    def on_change(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with the tables written, after each commit of this process.
+
+        It runs in the committing thread: it must be quick and not raise.
+
+        Returns:
+            A function that removes the listener.
+        """
+        self._listeners.append(listener)
+
+        def remove() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return remove
+
+    def close(self) -> None:
+        """Close both connections; later use raises `Unavailable`. Idempotent."""
+        with self._write_lock, self._read_lock:
+            for connection in (getattr(self, "_reader", None), self._writer):
+                if connection is not None:
+                    connection.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            known = self._meaning(error)
+            if known is None:
+                raise
+            raise known from error
+
+    def _meaning(self, error: sqlite3.Error) -> ShammahError | None:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            if "closed database" in str(error):
+                return Unavailable("The store is closed: the appliance is shutting down.")
+            return None
+        primary = code & 0xFF
+        if primary == sqlite3.SQLITE_FULL or (
+            # Flushes and the WAL's index report a lack of space as a plain input/output error.
+            primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not self._has_room()
+        ):
+            return StorageFull(
+                f"The disk is full: nothing was written to {self.path.name}. Free space and retry."
+            )
+        if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return Unavailable(f"{self.path} is in use by another program; try again when it is done.")
+        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return Unavailable(f"{self.path} is damaged ({error}): restore it from a backup or move it away.")
+        return None
+
+    def _has_room(self) -> bool:
+        # Free-space counters know nothing of quotas; writing something is the sure test.
+        try:
+            with storage_errors("probe"), tempfile.TemporaryFile(dir=self.path.parent) as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except StorageFull:
+            return False
+        except OSError:
+            return True
+        return True

@@ -1,0 +1,87 @@
+"""What an example is: the types of `store/examples.py`."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from appliance.store.rows import from_json
+
+Kind = Literal["automatic", "praise", "correction", "critique"]
+State = Literal["pending", "training", "used", "review", "superseded", "excluded", "parked"]
+STATES: tuple[State, ...] = get_args(State)
+
+DRAFT_NOTE = "draft:"
+"""Start of the note of a critique whose target was drafted by the model and not yet seen by a person."""
+
+
+@dataclass(frozen=True)
+class NewExample:
+    """An example to be stored.
+
+    Attributes:
+        response: what the model said; for corrections and critiques, the rejected answer.
+        target: what to learn; None while a critique has no accepted draft.
+        messages: the conversation the answer belongs to, without the answer.
+        finish_reason: "length" is trained without an end of turn.
+        source: where it came from ("api", "console", ...).
+    """
+
+    kind: Kind
+    query: str
+    response: str
+    target: str | None
+    weight: float
+    messages: list[dict[str, Any]]
+    feedback: str | None = None
+    correction: str | None = None
+    rating: Literal["up", "down"] | None = None
+    finish_reason: Literal["stop", "length"] = "stop"
+    device: str | None = None
+    source: str = "api"
+    completion_id: str | None = None
+    note: str | None = None
+    state: State = "pending"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stored example; see `NewExample` for the fields they share.
+
+    Attributes:
+        run_id: the run that holds, used or parked it.
+        superseded_by: the feedback that made it obsolete.
+    """
+
+    id: str
+    created: float
+    kind: Kind
+    state: State
+    query: str
+    response: str
+    target: str | None
+    weight: float
+    feedback: str | None
+    messages: list[dict[str, Any]]
+    correction: str | None
+    rating: Literal["up", "down"] | None
+    finish_reason: Literal["stop", "length"]
+    device: str | None
+    source: str
+    completion_id: str | None
+    run_id: str | None
+    note: str | None
+    superseded_by: str | None = None
+
+
+# For annotations inside classes that have a method called `list`.
+ExampleList: TypeAlias = list[Example]
+
+COLUMNS = ", ".join(Example.__dataclass_fields__)
+
+
+def example_from(row: sqlite3.Row) -> Example:
+    """The example in a row that has `COLUMNS`."""
+    fields = {name: row[name] for name in Example.__dataclass_fields__}
+    return Example(**{**fields, "messages": from_json(fields["messages"])})

@@ -1,0 +1,402 @@
+"""Examples: what the appliance learns from, and the states one goes through.
+
+    pending ──hold──▶ training ──mark_used──▶ used
+       ▲  ◀──release──┘     └──park──▶ parked
+    review (a critique without an accepted target)
+
+`superseded` and `excluded` are ends: replaced by newer feedback, and taken out by a person.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable
+from typing import Any, TypeAlias, cast
+
+from appliance.errors import Conflict, NotFound
+from appliance.store.db import Database
+from appliance.store.example import (
+    COLUMNS,
+    DRAFT_NOTE,
+    STATES,
+    Example,
+    ExampleList,
+    Kind,
+    NewExample,
+    State,
+    example_from,
+)
+from appliance.store.normalise import context_key, normalise, text_key
+from appliance.store.rows import finite, to_json, update_row, valid_text
+
+__all__ = ["DRAFT_NOTE", "STATES", "Example", "Examples", "Kind", "NewExample", "State"]
+
+_CHANGEABLE = (
+    "state",
+    "target",
+    "weight",
+    "feedback",
+    "correction",
+    "rating",
+    "note",
+    "run_id",
+    "completion_id",
+)
+_MIRRORED = {"weight", "feedback", "correction", "rating"}
+_NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND note LIKE '{DRAFT_NOTE}%'))"
+
+QueueIndex: TypeAlias = list[tuple[int, int]]
+Messages: TypeAlias = list[dict[str, Any]]
+
+
+class Examples:
+    """The table `examples`, and `rejected`: the answers people have said no to."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def add(self, new: NewExample) -> Example:
+        """Store an example; it is on disk when this returns.
+
+        Raises:
+            InvalidRequest: a text is not valid Unicode, or the weight not finite.
+            StorageFull: the disk is full; nothing was stored.
+        """
+        example = Example(
+            id=f"ex_{secrets.token_hex(12)}",
+            created=time.time(),
+            kind=new.kind,
+            state=new.state,
+            query=valid_text(new.query, "query"),
+            response=valid_text(new.response, "response"),
+            target=None if new.target is None else valid_text(new.target, "correction"),
+            weight=finite(new.weight, "weight"),
+            feedback=None if new.feedback is None else valid_text(new.feedback, "feedback"),
+            messages=new.messages,
+            correction=None if new.correction is None else valid_text(new.correction, "correction"),
+            rating=new.rating,
+            finish_reason=new.finish_reason,
+            device=new.device,
+            source=new.source,
+            completion_id=new.completion_id,
+            run_id=None,
+            note=new.note,
+        )
+        values = {name: getattr(example, name) for name in Example.__dataclass_fields__}
+        values |= {
+            "messages": to_json(example.messages, "messages"),
+            "query_key": text_key(example.query),
+            "response_key": text_key(example.response),
+            "target_key": None if example.target is None else text_key(example.target),
+            "context_key": context_key(example.messages),
+        }
+        with self._db.transaction("examples") as tx:
+            tx.execute(
+                f"INSERT INTO examples ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
+                tuple(values.values()),
+            )
+        return example
+
+    def get(self, example_id: str) -> Example:
+        """The example of that id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = self._db.one(f"SELECT {COLUMNS} FROM examples WHERE id = ?", (example_id,))
+        if row is None:
+            raise NotFound(f"There is no example {example_id!r}.", param="id")
+        return example_from(row)
+
+    def list(
+        self, state: State | None = None, limit: int = 50, offset: int = 0, newest_first: bool = True
+    ) -> ExampleList:
+        """A page of examples, of one state or of all."""
+        order = "DESC" if newest_first else "ASC"
+        return self._select(
+            f"WHERE (?1 IS NULL OR state = ?1) ORDER BY seq {order} LIMIT ?2 OFFSET ?3",
+            (state, limit, offset),
+        )
+
+    def review(self, limit: int = 50, offset: int = 0) -> ExampleList:
+        """Critiques a person should look at, newest first: without a target, or with a drafted one."""
+        return self._select(f"WHERE {_NEEDS_REVIEW} ORDER BY seq DESC LIMIT ? OFFSET ?", (limit, offset))
+
+    def review_count(self) -> int:
+        """How many examples `review` would list."""
+        return int(self._db.value(f"SELECT count(*) FROM examples WHERE {_NEEDS_REVIEW}"))
+
+    def count(self, *states: State) -> int:
+        """How many examples are in these states; in any, when none is given."""
+        return int(
+            self._db.value(
+                "SELECT count(*) FROM examples WHERE state IN (SELECT value FROM json_each(?))",
+                (json.dumps(states or STATES),),
+            )
+        )
+
+    def counts(self) -> dict[State, int]:
+        """How many examples each state has, zeros included."""
+        found = dict.fromkeys(STATES, 0)
+        for row in self._db.all("SELECT state, count(*) FROM examples GROUP BY state"):
+            found[cast(State, row[0])] = row[1]
+        return found
+
+    def oldest_pending(self) -> float | None:
+        """When the longest waiting pending example was created."""
+        return cast(
+            "float | None", self._db.value("SELECT min(created) FROM examples WHERE state = 'pending'")
+        )
+
+    def pending(self, limit: int | None = None) -> ExampleList:
+        """Pending examples, oldest first."""
+        return self._select("WHERE state = 'pending' ORDER BY seq LIMIT ?", (-1 if limit is None else limit,))
+
+    # -- the life of a batch ------------------------------------------------------------------
+
+    def hold(self, run_id: str, ids: Iterable[str]) -> ExampleList:
+        """Give pending examples to a run.
+
+        Returns:
+            Those it got, oldest first: an example that feedback has superseded since the caller
+            looked is not among them.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        with self._db.transaction("examples") as tx:
+            if tx.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone() is None:
+                raise NotFound(f"There is no run {run_id!r}.", param="run")
+            wanted = json.dumps([*ids])
+            tx.execute(
+                "UPDATE examples SET state = 'training', run_id = ?"
+                " WHERE state = 'pending' AND id IN (SELECT value FROM json_each(?))",
+                (run_id, wanted),
+            )
+            return self._select(
+                "WHERE state = 'training' AND run_id = ?"
+                " AND id IN (SELECT value FROM json_each(?)) ORDER BY seq",
+                (run_id, wanted),
+            )
+
+    def held(self, run_id: str) -> ExampleList:
+        """The examples a run holds, oldest first."""
+        return self._select("WHERE state = 'training' AND run_id = ? ORDER BY seq", (run_id,))
+
+    def release(self, run_id: str) -> int:
+        """Put what a run holds back into the queue; says how many are pending again.
+
+        What feedback has superseded in the meantime does not come back.
+        """
+        with self._db.transaction("examples") as tx:
+            self._end_superseded(tx, run_id)
+            return tx.execute(
+                "UPDATE examples SET state = 'pending', run_id = NULL"
+                " WHERE state = 'training' AND run_id = ?",
+                (run_id,),
+            ).rowcount
+
+    def mark_used(self, run_id: str) -> int:
+        """What a run holds has been learned; says how many."""
+        with self._db.transaction("examples") as tx:
+            return tx.execute(
+                "UPDATE examples SET state = 'used' WHERE state = 'training' AND run_id = ?", (run_id,)
+            ).rowcount
+
+    def park(self, run_id: str) -> int:
+        """Take what a run holds out of the queue until a person looks at it; says how many."""
+        with self._db.transaction("examples") as tx:
+            self._end_superseded(tx, run_id)
+            return tx.execute(
+                "UPDATE examples SET state = 'parked' WHERE state = 'training' AND run_id = ?", (run_id,)
+            ).rowcount
+
+    @staticmethod
+    def _end_superseded(tx: sqlite3.Connection, run_id: str) -> None:
+        tx.execute(
+            "UPDATE examples SET state = 'superseded'"
+            " WHERE state = 'training' AND run_id = ? AND superseded_by IS NOT NULL",
+            (run_id,),
+        )
+
+    def replay(self, n: int, seed: int) -> ExampleList:
+        """Up to `n` examples learned earlier, oldest first; the same for the same seed and store.
+
+        Left out is what people have superseded or rejected since it was learned.
+        """
+        rows = self._db.all(
+            "SELECT seq FROM examples e WHERE state = 'used' AND superseded_by IS NULL AND NOT EXISTS"
+            " (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
+            " ORDER BY seq"
+        )
+        seqs = [row[0] for row in rows]
+        chosen = random.Random(seed).sample(seqs, min(max(n, 0), len(seqs)))
+        return self._select(
+            "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq", (json.dumps(chosen),)
+        )
+
+    # -- what feedback does to earlier examples -----------------------------------------------
+
+    def supersede(self, query: str, keep_id: str, *, spare_corrections: bool = False) -> int:
+        """Make earlier examples of the same query obsolete, except `keep_id`.
+
+        Pending, parked and review ones become superseded. Those a run holds or has used are marked,
+        so that they neither return to the queue nor get replayed. What a person taught in another
+        conversation that happens to hold the same words ("Why?") is left alone.
+
+        Args:
+            query: compared after normalisation.
+            keep_id: the feedback that supersedes.
+            spare_corrections: leave earlier corrections alone unless they teach the very answer
+                that `keep_id` rejects.
+
+        Returns:
+            How many left the queue or the review list.
+        """
+        return self._supersede(
+            keep_id,
+            "e.query_key = ? AND (e.kind = 'automatic' OR e.context_key = k.context_key)"
+            " AND NOT (? AND e.kind = 'correction' AND e.target_key != k.response_key)",
+            (text_key(query), spare_corrections),
+        )
+
+    def supersede_exchange(self, keep_id: str) -> int:
+        """Make obsolete what the praise `keep_id` repeats or contradicts.
+
+        That is: earlier praise of the same answer, the automatic example of the very exchange (one
+        of several equal ones, when they cannot be told apart), and feedback that rejected the
+        answer which is now praised.
+
+        Returns:
+            How many left the queue or the review list.
+        """
+        return self._supersede(
+            keep_id,
+            "e.query_key = k.query_key AND e.context_key = k.context_key AND ("
+            " e.kind = 'praise' AND e.response_key = k.response_key"
+            " OR e.kind IN ('correction', 'critique') AND e.response_key = k.response_key"
+            "    AND e.target_key IS NOT k.response_key"
+            " OR e.seq = (SELECT a.seq FROM examples a WHERE a.kind = 'automatic'"
+            "    AND a.query_key = k.query_key AND a.context_key = k.context_key"
+            "    AND a.response_key = k.response_key"
+            "    AND a.state IN ('pending', 'training') AND a.superseded_by IS NULL"
+            "    ORDER BY a.completion_id IS k.completion_id DESC, a.seq DESC LIMIT 1))",
+        )
+
+    def _supersede(self, keep_id: str, condition: str, parameters: tuple[Any, ...] = ()) -> int:
+        # `e` is an earlier example, `k` the feedback that is kept.
+        with self._db.transaction("examples") as tx:
+            self.get(keep_id)
+            rows = tx.execute(
+                "SELECT e.seq, e.state IN ('pending', 'parked', 'review') AS waiting"
+                " FROM examples e JOIN examples k ON k.id = ?"
+                f" WHERE e.id != k.id AND e.superseded_by IS NULL AND ({condition})",
+                (keep_id, *parameters),
+            ).fetchall()
+            tx.execute(
+                "UPDATE examples SET superseded_by = ?, state ="
+                " CASE WHEN state IN ('pending', 'parked', 'review') THEN 'superseded' ELSE state END"
+                " WHERE seq IN (SELECT value FROM json_each(?))",
+                (keep_id, json.dumps([row["seq"] for row in rows])),
+            )
+        return sum(row["waiting"] for row in rows)
+
+    def reject_answer(self, query: str, response: str, example_id: str | None) -> None:
+        """Remember that `response` is not an answer to `query`, so that it isn't collected again."""
+        with self._db.transaction("rejected") as tx:
+            tx.execute(
+                "INSERT OR REPLACE INTO rejected (query_key, answer_key, answer, example_id, at)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (text_key(query), text_key(response), normalise(response), example_id, time.time()),
+            )
+
+    def accept_answer(self, query: str, response: str) -> None:
+        """Forget a rejection: a person has since said that the answer is right."""
+        with self._db.transaction("rejected") as tx:
+            tx.execute(
+                "DELETE FROM rejected WHERE query_key = ? AND answer_key = ?",
+                (text_key(query), text_key(response)),
+            )
+
+    def rejected_answers(self, query: str) -> set[str]:
+        """The answers people have rejected for this query, normalised."""
+        rows = self._db.all("SELECT answer FROM rejected WHERE query_key = ?", (text_key(query),))
+        return {row[0] for row in rows}
+
+    def correction_of(self, query: str, messages: Messages) -> Example | None:
+        """The newest correction of this query in this conversation that waits to be learned."""
+        found = self._select(
+            "WHERE query_key = ? AND context_key = ? AND kind = 'correction' AND superseded_by IS NULL"
+            " AND state IN ('pending', 'training') ORDER BY seq DESC LIMIT 1",
+            (text_key(query), context_key(messages)),
+        )
+        return found[0] if found else None
+
+    def feedback_on(self, completion_id: str, query: str, response: str) -> Example | None:
+        """Feedback on that completion, or on the same exchange without naming a completion."""
+        found = self._select(
+            "WHERE kind != 'automatic' AND (completion_id = ? OR (completion_id IS NULL AND query_key = ?"
+            " AND response_key = ? AND state IN ('pending', 'training', 'review')))"
+            " ORDER BY seq DESC LIMIT 1",
+            (completion_id, text_key(query), text_key(response)),
+        )
+        return found[0] if found else None
+
+    def update(self, example_id: str, *, expect: State | None = None, **fields: Any) -> Example:
+        """Change fields of an example: state, target, weight, note and the like.
+
+        Args:
+            example_id: which one.
+            expect: change it only while it is in this state.
+            **fields: new values by name.
+
+        Raises:
+            NotFound: there is no such example.
+            Conflict: it is not in the state expected.
+        """
+        with self._db.transaction("examples") as tx:
+            now = self.get(example_id)
+            if expect is not None and now.state != expect:
+                raise Conflict(f"Example {example_id} is {now.state}, not {expect}, by now.")
+            for name in ("target", "feedback", "correction", "note"):
+                if fields.get(name) is not None:
+                    valid_text(fields[name], name)
+            if "weight" in fields:
+                finite(fields["weight"], "weight")
+            update_row(tx, "examples", ("id", example_id), fields, _CHANGEABLE)
+            if "target" in fields:
+                target = fields["target"]
+                tx.execute(
+                    "UPDATE examples SET target_key = ? WHERE id = ?",
+                    (None if target is None else text_key(target), example_id),
+                )
+            if _MIRRORED & fields.keys():
+                tx.execute("UPDATE examples SET revision = revision + 1 WHERE id = ?", (example_id,))
+            return self.get(example_id)
+
+    # -- the queue's mirror -------------------------------------------------------------------
+
+    def queue_index(self) -> QueueIndex:
+        """(sequence number, revision) of every queued example, in order: cheap to compare."""
+        rows = self._db.all(
+            "SELECT seq, revision FROM examples WHERE state IN ('pending', 'training') ORDER BY seq"
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    def queue_after(self, seq: int) -> tuple[QueueIndex, ExampleList]:
+        """Queued examples with a sequence number above `seq`, in order, and their part of the index."""
+        rows = self._db.all(
+            f"SELECT seq, revision, {COLUMNS} FROM examples"
+            " WHERE state IN ('pending', 'training') AND seq > ? ORDER BY seq",
+            (seq,),
+        )
+        return [(row[0], row[1]) for row in rows], [example_from(row) for row in rows]
+
+    def _select(self, rest: str, parameters: tuple[Any, ...]) -> ExampleList:
+        return [
+            example_from(row) for row in self._db.all(f"SELECT {COLUMNS} FROM examples {rest}", parameters)
+        ]

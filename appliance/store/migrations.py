@@ -1,0 +1,184 @@
+"""The schema's history: numbered steps, forward only. `PRAGMA user_version` is the last one applied.
+
+A step that has been released is never edited; a change is a new step at the end. Each step and its
+number are committed together, so that a kill in the middle leaves the step before it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from appliance.errors import Unavailable
+
+STEPS: tuple[tuple[str, ...], ...] = (
+    # 1: everything the first release needs.
+    (
+        """
+        CREATE TABLE runs (
+            seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+            id       TEXT NOT NULL UNIQUE,
+            created  REAL NOT NULL,
+            trigger  TEXT NOT NULL CHECK (trigger IN ('threshold', 'timeout', 'person', 'retry')),
+            state    TEXT NOT NULL CHECK (state IN ('queued', 'training', 'gating', 'promoted', 'rejected',
+                                                    'failed', 'cancelled', 'parked')),
+            started  REAL,
+            ended    REAL,
+            examples INTEGER NOT NULL,
+            adapter  TEXT,
+            parent   TEXT,
+            reason   TEXT,
+            attempt  INTEGER NOT NULL,
+            report   TEXT,
+            metrics  TEXT,
+            pid      INTEGER
+        ) STRICT
+        """,
+        "CREATE INDEX runs_state ON runs (state)",
+        # The *_key columns hold hashes of normalised texts (store/normalise.py). `revision` counts
+        # changes of what the queue's mirror shows. `superseded_by` may be set while a run holds the
+        # example: when the run gives it back it becomes superseded instead of pending.
+        """
+        CREATE TABLE examples (
+            seq           INTEGER PRIMARY KEY AUTOINCREMENT,
+            id            TEXT NOT NULL UNIQUE,
+            created       REAL NOT NULL,
+            kind          TEXT NOT NULL CHECK (kind IN ('automatic', 'praise', 'correction', 'critique')),
+            state         TEXT NOT NULL CHECK (state IN ('pending', 'training', 'used', 'review',
+                                                         'superseded', 'excluded', 'parked')),
+            query         TEXT NOT NULL,
+            response      TEXT NOT NULL,
+            target        TEXT,
+            weight        REAL NOT NULL CHECK (weight > 0),
+            feedback      TEXT,
+            messages      TEXT NOT NULL,
+            correction    TEXT,
+            rating        TEXT CHECK (rating IN ('up', 'down')),
+            finish_reason TEXT NOT NULL CHECK (finish_reason IN ('stop', 'length')),
+            device        TEXT,
+            source        TEXT NOT NULL,
+            completion_id TEXT,
+            run_id        TEXT REFERENCES runs (id),
+            note          TEXT,
+            superseded_by TEXT REFERENCES examples (id),
+            revision      INTEGER NOT NULL DEFAULT 0,
+            query_key     TEXT NOT NULL,
+            response_key  TEXT NOT NULL,
+            target_key    TEXT,
+            context_key   TEXT NOT NULL,
+            CHECK (target IS NOT NULL OR state NOT IN ('pending', 'training', 'used'))
+        ) STRICT
+        """,
+        "CREATE INDEX examples_state ON examples (state, seq, revision)",
+        "CREATE INDEX examples_query ON examples (query_key)",
+        "CREATE INDEX examples_completion ON examples (completion_id) WHERE completion_id IS NOT NULL",
+        "CREATE INDEX examples_run ON examples (run_id) WHERE run_id IS NOT NULL",
+        """
+        CREATE TABLE rejected (
+            query_key  TEXT NOT NULL,
+            answer_key TEXT NOT NULL,
+            answer     TEXT NOT NULL,
+            example_id TEXT REFERENCES examples (id),
+            at         REAL NOT NULL,
+            PRIMARY KEY (query_key, answer_key)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE adapters (
+            name      TEXT PRIMARY KEY,
+            created   REAL NOT NULL,
+            sha256    TEXT NOT NULL,
+            size      INTEGER NOT NULL,
+            base_hash TEXT NOT NULL,
+            rank      INTEGER NOT NULL,
+            run_id    TEXT,
+            parent    TEXT,
+            state     TEXT NOT NULL CHECK (state IN ('candidate', 'accepted', 'rejected', 'missing')),
+            report    TEXT
+        ) STRICT
+        """,
+        """
+        CREATE TABLE switches (
+            seq    INTEGER PRIMARY KEY AUTOINCREMENT,
+            at     REAL NOT NULL,
+            from_  TEXT,
+            to_    TEXT,
+            reason TEXT NOT NULL,
+            actor  TEXT NOT NULL
+        ) STRICT
+        """,
+        """
+        CREATE TABLE devices (
+            id        TEXT PRIMARY KEY,
+            name      TEXT NOT NULL,
+            sha256    TEXT NOT NULL UNIQUE,
+            created   REAL NOT NULL,
+            last_seen REAL,
+            collect   INTEGER NOT NULL DEFAULT 1 CHECK (collect IN (0, 1)),
+            revoked   INTEGER NOT NULL DEFAULT 0 CHECK (revoked IN (0, 1))
+        ) STRICT
+        """,
+        "CREATE UNIQUE INDEX devices_name ON devices (name) WHERE revoked = 0",
+        """
+        CREATE TABLE completions (
+            seq               INTEGER PRIMARY KEY AUTOINCREMENT,
+            id                TEXT NOT NULL UNIQUE,
+            created           REAL NOT NULL,
+            device            TEXT,
+            model             TEXT NOT NULL,
+            adapter           TEXT,
+            query             TEXT NOT NULL,
+            response          TEXT NOT NULL,
+            messages          TEXT NOT NULL,
+            finish_reason     TEXT NOT NULL,
+            prompt_tokens     INTEGER NOT NULL,
+            completion_tokens INTEGER NOT NULL,
+            query_key         TEXT NOT NULL,
+            response_key      TEXT NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX completions_exchange ON completions (query_key, response_key)",
+        """
+        CREATE TABLE audit (
+            seq    INTEGER PRIMARY KEY AUTOINCREMENT,
+            at     REAL NOT NULL,
+            actor  TEXT NOT NULL,
+            action TEXT NOT NULL,
+            detail TEXT NOT NULL
+        ) STRICT
+        """,
+        "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    ),
+)
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """The last step applied to this database; 0 for an empty one."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(connection: sqlite3.Connection, steps: tuple[tuple[str, ...], ...] = STEPS) -> None:
+    """Bring the database to the last step. `connection` must be in autocommit mode.
+
+    Raises:
+        Unavailable: the database was written by a newer release.
+    """
+    while True:
+        # The lock is taken before looking, so that two processes opening a fresh home don't both
+        # apply a step.
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            done = version(connection)
+            if done > len(steps):
+                raise Unavailable(
+                    f"The store was written by a newer release (schema {done}, this one knows {len(steps)}): "
+                    "install that release or restore an older home."
+                )
+            if done == len(steps):
+                return
+            for statement in steps[done]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {done + 1}")
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")

@@ -1,0 +1,126 @@
+"""Training runs: one row for each attempt, from queue to verdict."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeAlias
+
+from appliance.errors import NotFound
+from appliance.store.db import Database
+from appliance.store.rows import from_json, to_json, update_row
+
+RunState = Literal["queued", "training", "gating", "promoted", "rejected", "failed", "cancelled", "parked"]
+Trigger = Literal["threshold", "timeout", "person", "retry"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training attempt.
+
+    Attributes:
+        id: `run_<UTC time>`; also the name of its directory under `runs/`.
+        examples: how many it was given.
+        adapter: the file it produced, if it did.
+        parent: the adapter it started from.
+        reason: why it ended as it did, for a person.
+        attempt: 1, or more when a run on the same examples died before.
+        report: the gate's verdict.
+        metrics: what the trainer measured.
+        pid: the child process, while there is one.
+    """
+
+    id: str
+    created: float
+    trigger: Trigger
+    state: RunState
+    started: float | None
+    ended: float | None
+    examples: int
+    adapter: str | None
+    parent: str | None
+    reason: str | None
+    attempt: int
+    report: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+    pid: int | None
+
+
+RunList: TypeAlias = list[Run]
+
+_COLUMNS = ", ".join(Run.__dataclass_fields__)
+_CHANGEABLE = ("state", "started", "ended", "examples", "adapter", "parent", "reason", "attempt", "report",
+               "metrics", "pid")  # fmt: skip
+
+
+def _run(row: sqlite3.Row) -> Run:
+    fields = {**dict(row), "report": from_json(row["report"]), "metrics": from_json(row["metrics"])}
+    return Run(**fields)
+
+
+class Runs:
+    """The table `runs`."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def create(self, trigger: Trigger, examples: int, parent: str | None = None, attempt: int = 1) -> Run:
+        """A new run in state "queued"."""
+        now = time.time()
+        stem = f"run_{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}"
+        with self._db.transaction("runs") as tx:
+            run_id, number = stem, 1
+            while tx.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone():
+                number += 1
+                run_id = f"{stem}-{number}"
+            tx.execute(
+                "INSERT INTO runs (id, created, trigger, state, examples, parent, attempt)"
+                " VALUES (?, ?, ?, 'queued', ?, ?, ?)",
+                (run_id, now, trigger, examples, parent, attempt),
+            )
+            return self.get(run_id)
+
+    def get(self, run_id: str) -> Run:
+        """The run of that id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = self._db.one(f"SELECT {_COLUMNS} FROM runs WHERE id = ?", (run_id,))
+        if row is None:
+            raise NotFound(f"There is no run {run_id!r}.", param="id")
+        return _run(row)
+
+    def list(self, limit: int = 50, offset: int = 0) -> RunList:
+        """A page of runs, newest first."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM runs ORDER BY seq DESC LIMIT ? OFFSET ?", (limit, offset)
+        )
+        return [_run(row) for row in rows]
+
+    def update(self, run_id: str, **fields: Any) -> Run:
+        """Change fields of a run; `report` and `metrics` take dictionaries.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        values = {
+            name: to_json(value, name) if name in ("report", "metrics") and value is not None else value
+            for name, value in fields.items()
+        }
+        with self._db.transaction("runs") as tx:
+            update_row(tx, "runs", ("id", run_id), values, _CHANGEABLE)
+            return self.get(run_id)
+
+    def unfinished(self) -> RunList:
+        """Runs without a verdict, oldest first: going on now, or cut off by a crash."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM runs WHERE state IN ('queued', 'training', 'gating') ORDER BY seq"
+        )
+        return [_run(row) for row in rows]
+
+    def count(self) -> int:
+        """How many runs there have been."""
+        return int(self._db.value("SELECT count(*) FROM runs"))
