@@ -1,0 +1,217 @@
+"""A model bundle on disk: what the manifest says, and whether the files still are what it says.
+
+Serving reads bundles and nothing else of a model, so this module needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import BundleError
+from appliance.home import Home
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+FORMAT = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class PortPart:
+    """One linear layer behind a port: its module path in the checkpoint and its output width."""
+
+    module: str
+    out: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where an adapter enters the graph: `y = W x + (x A) B`.
+
+    The graph inputs are `<name>.A` [inputs, r] and `<name>.B` [r, sum of the parts' widths], with
+    r of their own choosing; unbound they have rank 0. A port over a fused layer has several parts.
+    """
+
+    name: str
+    layer: int
+    inputs: int
+    parts: tuple[PortPart, ...]
+
+    @property
+    def outputs(self) -> int:
+        return sum(part.out for part in self.parts)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`, written last by the import.
+
+    Attributes:
+        source: what was imported (`default`, a path, a hub id).
+        source_hash: identity of the source's content (hash of its files, or the hub's commit).
+        base_hash: identity of the graph and weights; an adapter belongs to exactly one.
+        eos_ids: tokens that end an answer.
+        chat_template: whether the model can chat.
+    """
+
+    name: str
+    family: str
+    source: str
+    source_hash: str
+    created: float
+    context_length: int
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    eos_ids: tuple[int, ...]
+    chat_template: bool
+    quantization: str
+    base_hash: str
+    files: Mapping[str, FileEntry]
+    ports: tuple[Port, ...]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The manifest as the text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An imported model."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL
+
+
+def compute_base_hash(files: Mapping[str, FileEntry]) -> str:
+    """Identity of graph and weights, from the hashes of their two files."""
+    both = f"{files[MODEL].sha256}\n{files[WEIGHTS].sha256}\n"
+    return hashlib.sha256(both.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> FileEntry:
+    """SHA-256 and size of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(digest, file.tell())
+
+
+def load_bundle(path: Path, verify: bool = False) -> Bundle:
+    """Read the bundle at `path`.
+
+    Every file must be there with its recorded size; `verify` also compares all hashes.
+
+    Raises:
+        BundleError: saying which file is at fault and what to do.
+    """
+    manifest_path = path / MANIFEST
+    try:
+        manifest = _parse(json.loads(manifest_path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"There is no model bundle at {path}. Import one with `shammah model import`."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{manifest_path} cannot be read ({error}). Import the model again with `shammah model import`."
+        ) from error
+    bundle = Bundle(path, manifest)
+    for name, entry in manifest.files.items():
+        try:
+            size = (path / name).stat().st_size
+        except OSError as error:
+            raise _broken(bundle, name, "is missing") from error
+        if size != entry.size:
+            raise _broken(bundle, name, f"has {size} bytes instead of {entry.size}")
+    if verify:
+        verify_bundle(bundle)
+    return bundle
+
+
+def verify_bundle(bundle: Bundle, progress: Callable[[float], None] | None = None) -> None:
+    """Compare every file with its recorded hash.
+
+    Raises:
+        BundleError: naming the file that differs.
+    """
+    total = sum(entry.size for entry in bundle.manifest.files.values()) or 1
+    done = 0
+    for name, entry in bundle.manifest.files.items():
+        try:
+            found = hash_file(bundle.path / name)
+        except OSError as error:
+            raise _broken(bundle, name, f"cannot be read ({error.strerror})") from error
+        if found != entry:
+            raise _broken(bundle, name, "is damaged (its hash differs)")
+        done += entry.size
+        if progress is not None:
+            progress(done / total)
+
+
+def list_bundles(home: Home) -> list[Bundle]:
+    """The usable bundles of a home, by name. Broken ones and half-made imports are left out."""
+    found = []
+    for path in sorted(home.models.glob("*/" + MANIFEST)):
+        if NAME.fullmatch(path.parent.name):
+            try:
+                found.append(load_bundle(path.parent))
+            except BundleError:
+                continue
+    return found
+
+
+def _broken(bundle: Bundle, name: str, what: str) -> BundleError:
+    return BundleError(
+        f"{bundle.path / name} {what}. Import the model again with `shammah model import`.",
+    )
+
+
+def _parse(data: Any) -> Manifest:
+    if data["format"] != FORMAT:
+        raise ValueError(f"its format is {data['format']!r}, this version reads {FORMAT}")
+    for name in data["files"]:
+        if "/" in name or name in ("", ".", ".."):
+            raise ValueError(f"bad file name {name!r}")
+    files = {str(name): FileEntry(**entry) for name, entry in data["files"].items()}
+    manifest = Manifest(
+        **{
+            **data,
+            "files": files,
+            "eos_ids": tuple(data["eos_ids"]),
+            "ports": tuple(
+                Port(**{**port, "parts": tuple(PortPart(**part) for part in port["parts"])})
+                for port in data["ports"]
+            ),
+        }
+    )
+    if not NAME.fullmatch(manifest.name):
+        raise ValueError(f"bad name {manifest.name!r}")
+    if manifest.base_hash != compute_base_hash(files):
+        raise ValueError("its base_hash does not fit its files")
+    return manifest

