@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +53,12 @@ class ModelConfig(Section):
     threads: int = Field(0, ge=0, description="Threads for the model; 0 takes the number of physical cores.")
     prefill_chunk: int = Field(
         128, ge=16, le=4096, description="Prompt tokens computed between two steps of the running answers."
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(
+        0.2, description="Sampling temperature when the request names none; a small model needs a low one."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Nucleus sampling mass when the request names none."
     )
     default_max_tokens: int = Field(512, ge=1, description="Answer length when the request names none.")
 
@@ -179,9 +186,10 @@ def parse_config(text: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(item) for item in error.errors()]
-        first = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ConfigError("; ".join(problems), param=first) from error
+        found = [(_line(text, item["loc"]), _explain(item), item["loc"]) for item in error.errors()]
+        found.sort(key=lambda problem: problem[0])
+        problems = [f"config.toml line {line}: {explained}" for line, explained, _ in found]
+        raise ConfigError(*problems, param=".".join(str(part) for part in found[0][2])) from error
 
 
 def load_config(path: Path) -> Config:
@@ -193,6 +201,22 @@ def load_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     return parse_config(text)
+
+
+def _line(text: str, loc: tuple[int | str, ...]) -> int:
+    """The line of a key, as far as a reader without a grammar can tell; else that of its table, else 1."""
+    table, place = "", 1
+    wanted = ".".join(str(part) for part in loc)
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+\s*([\w.\"' -]+?)\s*\]", line):
+            table = re.sub(r"[\"' ]", "", header[1])
+            if wanted == table or wanted.startswith(f"{table}."):
+                place = number
+        elif key := re.match(r"\s*([\w.\"' -]+?)\s*=", line):
+            full = re.sub(r"[\"' ]", "", f"{table}.{key[1]}" if table else key[1])
+            if wanted == full or wanted.startswith(f"{full}."):
+                return number
+    return place
 
 
 def _explain(item: Any) -> str:

@@ -1,0 +1,1 @@
+"""The API room: OpenAI's endpoints and ours beside them."""

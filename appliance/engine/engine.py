@@ -81,8 +81,8 @@ class Generation:
         self._ended = delta.finish_reason is not None
         return delta
 
-    def cancel(self) -> None:
-        """Stop generating; harmless after the end."""
+    async def aclose(self) -> None:
+        """Stop generating within a step; harmless after the end. Goes with `contextlib.aclosing`."""
         self._sequence.cancelled = True
 
 
@@ -120,6 +120,11 @@ class Engine:
         """Name of the adapter new requests get, None for base."""
         return self._session.adapter
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._running and self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
         """Begin to serve."""
         self._running = True
@@ -150,7 +155,7 @@ class Engine:
         )
 
     def generate(self, request: GenerationRequest) -> Generation:
-        """Queue a request at once; iterate for its deltas, or `cancel` to be rid of it within a step.
+        """Queue a request at once; iterate for its deltas; `aclose` to be rid of it within a step.
 
         Raises:
             InvalidRequest: the prompt is empty.

@@ -1,0 +1,77 @@
+"""Who is calling: the owner, a device with a key, or somebody on this machine.
+
+Keys are asked for everywhere but on loopback. There any key will do, since OpenAI's clients insist
+on sending one, except a device's key that was revoked or never existed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Any, cast
+
+from sanic import HTTPResponse, Request
+
+from appliance.errors import Forbidden, Unauthorized
+from appliance.origin import same_origin, trusted_loopback
+from appliance.store.keys import PREFIX, Device
+from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
+
+
+async def identify(request: Request) -> HTTPResponse | None:
+    """Request middleware: sets `request.ctx.device` and `request.ctx.owner`.
+
+    Raises:
+        Unauthorized: no credentials where they are needed, or wrong ones.
+    """
+    request.ctx.device = None
+    request.ctx.owner = False
+    token = _bearer(request)
+    if token is not None and hmac.compare_digest(token.encode(), request.app.ctx.local_token.encode()):
+        request.ctx.owner = True
+        return None
+    if token is not None and token.startswith(PREFIX):
+        request.ctx.device = await asyncio.to_thread(request.app.ctx.store.keys.verify, token)
+        if request.ctx.device is None:
+            raise Unauthorized("This API key is not known here or was revoked. The owner can create another.")
+        return None
+    # A web page of another site must not use the owner's browser to reach a keyless box.
+    own_page = same_origin("POST", request.headers) or not _from_browser(request)
+    request.ctx.owner = own_page and await _is_owner(request)
+    if request.ctx.owner or (own_page and trusted_loopback(request.ip, request.headers)):
+        return None
+    if token is None:
+        raise Unauthorized("An API key is needed: send `Authorization: Bearer sk-shammah-…`.")
+    raise Unauthorized("This is not a key of this box. The owner can create one.")
+
+
+def device_of(request: Request) -> Device | None:
+    """The device that asks, None on keyless loopback."""
+    return cast("Device | None", request.ctx.device)
+
+
+def require_owner(request: Request) -> None:
+    """Let only the owner through.
+
+    Raises:
+        Forbidden: somebody else is asking.
+    """
+    if not request.ctx.owner:
+        raise Forbidden("Only the owner may do this: log in to the console, or use the command on the box.")
+
+
+async def _is_owner(request: Request) -> bool:
+    store = request.app.ctx.store
+    if await asyncio.to_thread(password_set, store):
+        cookie: Any = request.cookies.get(SESSION_COOKIE)
+        return await asyncio.to_thread(session_valid, store, cookie)
+    return trusted_loopback(request.ip, request.headers)
+
+
+def _from_browser(request: Request) -> bool:
+    return "sec-fetch-site" in request.headers or "origin" in request.headers
+
+
+def _bearer(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None

@@ -1,0 +1,99 @@
+"""Feedback, training and adapters over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from sanic import Blueprint, HTTPResponse, Request
+from sanic import json as json_response
+
+from appliance.api.auth import device_of, require_owner
+from appliance.api.errors import parse
+from appliance.api.schemas import FeedbackBody, PromoteBody
+from appliance.learning.feedback import Feedback, give_feedback
+
+blueprint = Blueprint("learning", url_prefix="/v1")
+BASE = "base"
+
+
+@blueprint.post("/feedback")
+async def feedback(request: Request) -> HTTPResponse:
+    """Praise, correct or criticise an answer; durable on disk when this is answered."""
+    body = parse(request, FeedbackBody)
+    ctx = request.app.ctx
+    device = device_of(request)
+    given = Feedback(**body.model_dump(), device=device.id if device else None)
+    example = await asyncio.to_thread(
+        give_feedback, ctx.store, ctx.config, given, collector=ctx.collector, events=ctx.events
+    )
+    return json_response(
+        {
+            "id": example.id,
+            "object": "feedback",
+            "created": int(example.created),
+            "kind": example.kind,
+            "state": example.state,
+            "weight": example.weight,
+            "pending": await asyncio.to_thread(ctx.store.examples.count, "pending"),
+        }
+    )
+
+
+@blueprint.get("/training/status")
+async def status(request: Request) -> HTTPResponse:
+    """Queue, present run, last run."""
+    found = await asyncio.to_thread(request.app.ctx.learning.status)
+    return json_response({"object": "training.status", **asdict(found)})
+
+
+@blueprint.post("/training/run")
+async def run(request: Request) -> HTTPResponse:
+    """Start a run on what is pending now."""
+    require_owner(request)
+    started = await asyncio.to_thread(request.app.ctx.learning.request, "person")
+    return json_response({"object": "training.run", **asdict(started)}, status=202)
+
+
+@blueprint.post("/training/cancel")
+async def cancel(request: Request) -> HTTPResponse:
+    """Stop the present run; its examples stay pending."""
+    require_owner(request)
+    await asyncio.to_thread(request.app.ctx.learning.cancel)
+    return json_response({"object": "training.cancel"}, status=202)
+
+
+@blueprint.get("/training/runs/<run_id:str>")
+async def get_run(request: Request, run_id: str) -> HTTPResponse:
+    """One run with its report."""
+    found = await asyncio.to_thread(request.app.ctx.store.runs.get, run_id)
+    return json_response({"object": "training.run", **asdict(found)})
+
+
+@blueprint.get("/adapters")
+async def list_adapters(request: Request) -> HTTPResponse:
+    """Known adapters, newest first, and the one in service."""
+    rows = await asyncio.to_thread(request.app.ctx.store.adapters.list)
+    serving = request.app.ctx.engine.adapter
+    data: list[dict[str, Any]] = [{**asdict(row), "in_service": row.name == serving} for row in rows]
+    return json_response({"object": "list", "current": serving, "data": data})
+
+
+@blueprint.post("/adapters/promote")
+async def promote(request: Request) -> HTTPResponse:
+    """Put an adapter, or `base`, in service."""
+    require_owner(request)
+    name = parse(request, PromoteBody).name
+    await request.app.ctx.switch.promote(
+        None if name == BASE else name, reason="asked for through the API", actor="owner"
+    )
+    return json_response({"object": "adapter.switch", "current": request.app.ctx.engine.adapter})
+
+
+@blueprint.post("/adapters/rollback")
+async def rollback(request: Request) -> HTTPResponse:
+    """Put the adapter that was in service before back."""
+    require_owner(request)
+    await request.app.ctx.switch.rollback("owner")
+    return json_response({"object": "adapter.switch", "current": request.app.ctx.engine.adapter})
