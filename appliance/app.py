@@ -1,0 +1,300 @@
+"""Wiring: the one place that knows every room.
+
+`build` puts the parts together, `create_app` the web application over them, `run_daemon` serves it
+until told to stop. One process: Sanic's event loop and the threads of engine, collector, mirror and
+learning; the trainer and the gate are child processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sanic import Sanic
+
+from appliance import console
+from appliance.adapters.file import Adapter
+from appliance.adapters.registry import Registry
+from appliance.api import blueprints as api
+from appliance.api.metrics import Metrics
+from appliance.config import Config
+from appliance.engine.engine import Engine
+from appliance.engine.request import GenerationRequest
+from appliance.engine.sampling import SamplingParams
+from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
+from appliance.events import Event, EventBus
+from appliance.files import remove_durably, write_atomic
+from appliance.home import Home
+from appliance.learning.collector import Collector
+from appliance.learning.critique import draft_critique
+from appliance.learning.service import Learning
+from appliance.learning.switch import Switch
+from appliance.model.bundle import Bundle, load_bundle
+from appliance.model.tokenizer import Tokenizer
+from appliance.origin import is_loopback
+from appliance.store import Store
+from appliance.store.mirror import QueueMirror
+from appliance.store.owner import password_set
+
+logger = logging.getLogger(__name__)
+
+DRAFT_TOKENS = 96
+LOG_BYTES = 5_000_000
+SHUTDOWN_SECONDS = 8.0
+
+
+@dataclass
+class Parts:
+    """Everything a running box consists of, in the order it is built."""
+
+    home: Home
+    config: Config
+    events: EventBus
+    store: Store
+    mirror: QueueMirror
+    bundle: Bundle
+    tokenizer: Tokenizer
+    registry: Registry
+    engine: Engine
+    switch: Switch
+    collector: Collector
+    learning: Learning
+
+
+def build(home: Home, config: Config) -> Parts:
+    """Put the parts together; nothing runs yet.
+
+    Raises:
+        BundleError: the model is missing or broken.
+        Unavailable: it cannot be loaded.
+    """
+    home.ensure()
+    events = EventBus()
+    store = Store.open(home)
+    bundle = load_bundle(home.models / config.model.name)
+    tokenizer = Tokenizer(bundle)
+    registry = Registry(home, bundle.manifest)
+    adapter, notes = registry.load_at_start(lambda name: _accepted(store, name))
+    for note in notes:
+        logger.warning(note)
+        events.publish("adapter.fallback", message=note)
+    engine = _engine(bundle, tokenizer, config, adapter, registry)
+    switch = Switch(registry, store, engine, events)
+    return Parts(
+        home=home,
+        config=config,
+        events=events,
+        store=store,
+        mirror=QueueMirror(store, home),
+        bundle=bundle,
+        tokenizer=tokenizer,
+        registry=registry,
+        engine=engine,
+        switch=switch,
+        collector=Collector(store, config, events),
+        learning=Learning(home, config, store, registry, bundle, switch, events),
+    )
+
+
+def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
+    """The web application: API and console over the parts; starts and stops them with the server."""
+    app: Sanic[Any, Any] = Sanic(name, configure_logging=False)
+    app.config.update(
+        REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,
+        REQUEST_TIMEOUT=60,
+        RESPONSE_TIMEOUT=3600,  # a long answer from a small box
+        KEEP_ALIVE_TIMEOUT=75,
+        GRACEFUL_SHUTDOWN_TIMEOUT=SHUTDOWN_SECONDS,
+        ACCESS_LOG=False,
+        FALLBACK_ERROR_FORMAT="json",
+        MOTD=False,
+    )
+    for key, part in vars(parts).items():
+        setattr(app.ctx, key, part)
+    app.ctx.started_at = time.time()
+    app.ctx.local_token = secrets.token_urlsafe(32)
+    app.ctx.metrics = Metrics(app.ctx)
+    api.setup(app)
+    console.setup(app)
+    drafts = Drafts(parts)
+
+    @app.before_server_start
+    async def start(app: Sanic[Any, Any]) -> None:
+        parts.engine.start()
+        parts.mirror.start()
+        drafts.start()
+        await parts.learning.start()
+
+    @app.after_server_stop
+    async def stop(app: Sanic[Any, Any]) -> None:
+        await parts.learning.stop()
+        drafts.stop()
+        await asyncio.to_thread(parts.engine.stop)
+        await asyncio.to_thread(parts.collector.stop)
+        await asyncio.to_thread(parts.mirror.stop)
+        parts.store.close()
+
+    return app
+
+
+class Drafts:
+    """Lets the model draft what a critique without a correction should have been answered with."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._remove = lambda: None
+
+    def start(self) -> None:
+        """Draft what earlier critiques still lack, and new ones as they come."""
+        loop = asyncio.get_running_loop()
+
+        def listen(event: Event) -> None:
+            if event.name == "feedback.given" and event.data["state"] == "review":
+                loop.call_soon_threadsafe(self._begin, event.data["id"])
+
+        self._remove = self._parts.events.listen(listen)
+        for example in self._parts.store.examples.list("review", limit=100):
+            if example.target is None and example.note is None:
+                self._begin(example.id)
+
+    def stop(self) -> None:
+        """Leave the rest for the next start."""
+        self._remove()
+        for task in self._tasks:
+            task.cancel()
+
+    def _begin(self, example_id: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._draft(example_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _draft(self, example_id: str) -> None:
+        store = self._parts.store
+        try:
+            example = await asyncio.to_thread(store.examples.get, example_id)
+            await draft_critique(store, example, self._answer)
+        except ShammahError as error:
+            logger.warning("No draft for %s: %s", example_id, error)
+
+    async def _answer(self, messages: list[dict[str, Any]]) -> str:
+        prompt = tuple(self._parts.tokenizer.encode_chat(messages))
+        request = GenerationRequest(prompt, DRAFT_TOKENS, SamplingParams(temperature=0))
+        async with aclosing(self._parts.engine.generate(request)) as deltas:
+            return "".join([delta.text async for delta in deltas])
+
+
+def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the address is not loopback and the box has no password or no device key yet.
+        Conflict: another daemon runs on this home.
+        BundleError: the model is missing or broken.
+    """
+    host, port = split_bind(bind or config.server.bind)
+    home.ensure()
+    configure_logging(home, config.server.log_level)
+    with _only_daemon(home):
+        parts = build(home, config)
+        if not (insecure or is_loopback(host) or _protected(parts.store)):
+            raise ConfigError(
+                f"{host} can be reached from the network, but this box has no admin password or no device "
+                "key yet. Run `shammah console password` and `shammah keys create NAME` first, or bind to "
+                "127.0.0.1, or pass --insecure if you mean it.",
+                param="server.bind",
+            )
+        app = create_app(parts)
+        _announce(app, home, host, port)
+        app.run(host=host, port=port, single_process=True, motd=False, access_log=False)
+
+
+def split_bind(bind: str) -> tuple[str, int]:
+    """HOST:PORT (or [IPv6]:PORT) in two.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ConfigError(f"{bind!r} is not HOST:PORT, e.g. 127.0.0.1:8080", param="server.bind")
+    return host.strip("[]"), int(port)
+
+
+def configure_logging(home: Home, level: str) -> None:
+    """Log to stderr, for the journal, and to a rotated file under `logs/`."""
+    file = logging.handlers.RotatingFileHandler(
+        home.logs / "shammah.log", maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8"
+    )
+    logging.basicConfig(
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[logging.StreamHandler(), file],
+        force=True,
+    )
+    for noisy in ("asyncio", "apscheduler", "watchfiles", "sanic.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _engine(
+    bundle: Bundle, tokenizer: Tokenizer, config: Config, adapter: Adapter | None, registry: Registry
+) -> Engine:
+    try:
+        return Engine(bundle, tokenizer, config.model, adapter)
+    except Unavailable as error:
+        if adapter is None:
+            raise
+        logger.error("%s Serving with base instead.", error)
+        registry.set_current(None)
+        return Engine(bundle, tokenizer, config.model)
+
+
+def _accepted(store: Store, name: str) -> bool:
+    row = store.adapters.get(name)
+    return row is not None and row.state == "accepted"
+
+
+def _protected(store: Store) -> bool:
+    return password_set(store) and store.keys.count() > 0
+
+
+@contextmanager
+def _only_daemon(home: Home) -> Iterator[None]:
+    """Hold the home's lock; the kernel lets go of it however this process ends."""
+    with (home.root / "daemon.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"A daemon is already running on {home.root}.") from error
+        yield
+
+
+def _announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
+    """Tell people where the console is, and the command line how to reach this daemon."""
+
+    @app.after_server_start
+    async def started(app: Sanic[Any, Any]) -> None:
+        record = {
+            "pid": os.getpid(),
+            "host": host,
+            "port": port,
+            "token": app.ctx.local_token,
+            "started": app.ctx.started_at,
+        }
+        write_atomic(home.daemon, json.dumps(record))
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
+
+    @app.before_server_stop
+    async def stopping(app: Sanic[Any, Any]) -> None:
+        remove_durably(home.daemon)
