@@ -35,8 +35,8 @@ class PortPart:
 class Port:
     """Where an adapter enters the graph: `y = W x + (x A) B`.
 
-    The graph inputs are `<name>.A` [inputs, r] and `<name>.B` [r, sum of the parts' widths], with
-    r of their own choosing; unbound they have rank 0. A port over a fused layer has several parts.
+    The graph's initializers `<name>.A` [inputs, r] and `<name>.B` [r, sum of the parts' widths] have
+    rank 0 until a session is built with others. A port over a fused layer has several parts.
     """
 
     name: str

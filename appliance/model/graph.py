@@ -131,14 +131,10 @@ def _open_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, .
             helper.make_node("MatMul", [f"{result}.a", b], [f"{result}.b"], name=f"{node.name}.loraB"),
             helper.make_node("Add", [f"{result}.base", f"{result}.b"], [result], name=f"{node.name}.lora"),
         ]
-        rank = f"rank.{port.name}"
-        for name, shape, symbolic in (
-            (a, (inputs, 0), [inputs, rank]),
-            (b, (0, outputs), [rank, outputs]),
-        ):
-            # Initializer and input of one name: a default that the caller may override, of any rank.
+        # No adapter is rank 0. A session replaces these when it is built; as constants they are prepacked,
+        # which makes every batch size give the same bits (as inputs they do not).
+        for name, shape in ((a, (inputs, 0)), (b, (0, outputs))):
             graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
-            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, symbolic))
     _replace_nodes(graph, nodes)
     if not ports or len({port.layer for port in ports}) != config["num_hidden_layers"]:
         raise BundleError("This model's linear layers were not found where its family has them.")
@@ -213,7 +209,7 @@ def _quantize_embedding(
 
 def _check_inputs(graph: onnx.GraphProto) -> None:
     known = re.compile(
-        r"input_ids|seqlens_k|total_sequence_length|logits_index|past_key_values\.\d+\.(key|value)|lora\..*"
+        r"input_ids|seqlens_k|total_sequence_length|logits_index|past_key_values\.\d+\.(key|value)"
     )
     used = {name for node in graph.node for name in node.input}
     odd = [value.name for value in graph.input if value.name in used and not known.fullmatch(value.name)]
@@ -256,6 +252,7 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
 
 
 def _node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    node: onnx.NodeProto
     for node in graph.node:
         if node.name == name:
             return node
