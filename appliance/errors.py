@@ -94,9 +94,17 @@ class StorageFull(Unavailable):
 
 
 class ConfigError(ShammahError):
-    """`config.toml` cannot be used; the message names the key and, where near, the right one."""
+    """`config.toml` cannot be used; the message names the line, the key and, where near, the right one.
+
+    Attributes:
+        problems: all that is wrong with the file, in its order.
+    """
 
     code = "invalid_config"
+
+    def __init__(self, *problems: str, param: str | None = None) -> None:
+        super().__init__("; ".join(problems), param=param)
+        self.problems = problems
 
 
 class BundleError(ShammahError):

@@ -1,0 +1,161 @@
+"""`shammah adapters`: what has been learned, and which of it is in service."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.commands.client import find_daemon
+from appliance.commands.local import open_store, served_bundle
+from appliance.commands.output import json_option, moment, print_json, print_table, size
+from appliance.errors import Conflict, NotFound
+from appliance.home import Home
+
+if TYPE_CHECKING:
+    from appliance.adapters.registry import Registry
+    from appliance.store import Store
+
+BASE = "base"
+
+
+@click.group()
+def adapters() -> None:
+    """Adapters: what has been learned, and which of it is in service."""
+
+
+@adapters.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the adapters, newest first; a star marks the one in service."""
+    home = Home.default()
+    daemon = find_daemon(home)
+    if daemon is not None:
+        answer = daemon.get("/v1/adapters")
+        current, rows = answer["current"], answer["data"]
+    else:
+        current = home.current.readlink().stem if home.current.is_symlink() else None
+        with open_store() as store:
+            rows = [{**asdict(row), "in_service": row.name == current} for row in store.adapters.list()]
+    if as_json:
+        print_json({"current": current, "data": rows})
+        return
+    print_table(
+        ["", "name", "state", "rank", "size", "created", "run", "verdict"],
+        (
+            [
+                "*" if row["name"] == current else " ",
+                row["name"],
+                row["state"],
+                row["rank"],
+                size(row["size"]),
+                moment(row["created"]),
+                row["run_id"],
+                (row["report"] or {}).get("summary"),
+            ]
+            for row in rows
+        ),
+        empty="No adapters yet: nothing has been learned.",
+    )
+    if current is None:
+        click.echo("The base model is in service.")
+
+
+@adapters.command(
+    epilog="""\b
+Examples:
+  shammah adapters promote adapter_20261122T201500Z
+  shammah adapters promote base                          back to the model as it was imported
+
+\b
+With a daemon the switch happens at once, without a lost request; else it counts from the next start."""
+)
+@click.argument("name")
+def promote(name: str) -> None:
+    """Put the adapter NAME (or `base`) in service."""
+    home = Home.default()
+    daemon = find_daemon(home)
+    if daemon is not None:
+        _say(daemon.post("/v1/adapters/promote", {"name": name})["current"])
+        return
+    with open_store() as store:
+        _switch(_registry(home), store, None if name == BASE else name, "asked for on the command line")
+
+
+@adapters.command()
+def rollback() -> None:
+    """Put the adapter that was in service before back."""
+    home = Home.default()
+    daemon = find_daemon(home)
+    if daemon is not None:
+        _say(daemon.post("/v1/adapters/rollback")["current"])
+        return
+    with open_store() as store:
+        registry = _registry(home)
+        current = registry.current()
+        for switch in store.adapters.switches(limit=1000):
+            if switch.to == current and switch.from_ != current:
+                _switch(registry, store, switch.from_, "rolled back on the command line")
+                return
+    raise Conflict("There is nothing to roll back to: no other adapter was in service before.")
+
+
+@adapters.command(
+    epilog="""\b
+Examples:
+  shammah adapters validate adapter_20261122T201500Z
+  shammah adapters validate ~/Downloads/adapter_model.safetensors
+
+\b
+Checks names, shapes, ranks, types and finiteness, and that it belongs to the served model. How it
+behaves is the gate's business: drop the file into adapters/ and a running daemon judges it."""
+)
+@click.argument("adapter")
+@json_option
+def validate(adapter: str, as_json: bool) -> None:
+    """Check whether ADAPTER (a name or a file) could be served by this box."""
+    from appliance.adapters.file import read_adapter
+
+    home = Home.default()
+    path = Path(adapter)
+    if not (path.suffix and path.is_file()):
+        path = _registry(home).path(adapter)
+    found = read_adapter(path, served_bundle(home).manifest)
+    facts: dict[str, Any] = {
+        "name": found.name,
+        "valid": True,
+        "size": found.size,
+        "sha256": found.sha256,
+        **asdict(found.meta),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    targets = ", ".join(found.meta.targets)
+    click.echo(f"{path.name} is valid: rank {found.meta.rank}, {size(found.size)}, on {targets}.")
+
+
+def _registry(home: Home) -> Registry:
+    from appliance.adapters.registry import Registry
+
+    return Registry(home, served_bundle(home).manifest)
+
+
+def _switch(registry: Registry, store: Store, name: str | None, reason: str) -> None:
+    """Point the link at an adapter that reads well and that the gate has accepted."""
+    if name is not None:
+        registry.load(name)
+        row = store.adapters.get(name)
+        if row is None:
+            raise NotFound(f"Nothing is known about {name}: start the daemon, which judges it first.")
+        if row.state != "accepted":
+            raise Conflict(f"{name} is {row.state}: only an adapter that passed the gate can be promoted.")
+    registry.set_current(name)
+    store.adapters.record_switch(name, reason, "owner")
+    _say(name)
+
+
+def _say(current: str | None) -> None:
+    click.echo(f"In service: {current or 'the base model'}.")

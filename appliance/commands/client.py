@@ -1,0 +1,101 @@
+"""Talking to the daemon that runs on this home, if one does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.errors import ShammahError, Unavailable
+from appliance.home import Home
+
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+# The file is written a moment after the process starts; a process younger than it is another one.
+_CLOCK_SLACK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running daemon, reached over loopback with its local token."""
+
+    pid: int
+    url: str
+    token: str
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Read from its API."""
+        return self._call("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask its API to do something."""
+        return self._call("POST", path, body or {})
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        import httpx
+
+        try:
+            # trust_env: a proxy set for this shell has no business with loopback.
+            with httpx.Client(trust_env=False, timeout=httpx.Timeout(300, connect=5)) as client:
+                response = client.request(
+                    method,
+                    self.url + path,
+                    json=body,
+                    headers={"Authorization": f"Bearer {self.token}"},
+                )
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"The daemon (process {self.pid}) does not answer at {self.url}: {error}."
+            ) from error
+        try:
+            data = response.json()
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise Unavailable(f"The daemon answered {path} with status {response.status_code} and no JSON.")
+        if response.is_error and "error" in data:
+            raise ShammahError(
+                str(data["error"].get("message", data["error"])), code=data["error"].get("code")
+            )
+        return data
+
+
+def find_daemon(home: Home) -> Daemon | None:
+    """The daemon that serves `home`; None when none does, also after a crash left its file behind."""
+    try:
+        data = json.loads(home.daemon.read_text(encoding="utf-8"))
+        pid, port, started = int(data["pid"]), int(data["port"]), float(data["started"])
+        host, token = str(data["host"]), str(data["token"])
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise Unavailable(f"{home.daemon} belongs to another user: run this as the daemon's user.") from error
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not _alive(pid, started):
+        return None
+    host = _ANY.get(host, host)
+    return Daemon(pid, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token)
+
+
+def need_daemon(home: Home) -> Daemon:
+    """The daemon that serves `home`.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    daemon = find_daemon(home)
+    if daemon is None:
+        raise Unavailable(f"No daemon runs on {home.root}. Start one with `shammah daemon`.")
+    return daemon
+
+
+def _alive(pid: int, started: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.create_time() <= started + _CLOCK_SLACK_SECONDS
+    except psutil.Error:
+        return False

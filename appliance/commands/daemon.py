@@ -1,0 +1,69 @@
+"""`shammah daemon`: serve until told to stop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+
+from appliance.errors import BundleError
+from appliance.home import Home
+
+
+def _check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise click.BadParameter("give HOST:PORT, e.g. 127.0.0.1:8080 or [::1]:8080.")
+    return value
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  shammah daemon
+  shammah daemon --bind 127.0.0.1:9000
+  shammah console password && shammah keys create "kitchen tablet" && shammah daemon --bind 0.0.0.0:8080
+
+\b
+An address other than loopback is refused until the owner has a password and a device has a key;
+--insecure overrides that: then everyone on the network can use the box and read what it was asked."""
+)
+@click.option(
+    "--bind", metavar="HOST:PORT", callback=_check_bind, help="Where to listen; config.toml's by default."
+)
+@click.option("--insecure", is_flag=True, help="Listen on the network without credentials.")
+def daemon(bind: str | None, insecure: bool) -> None:
+    """Serve the model, the API and the console; learn along the way.
+
+    The first start imports the default model, which takes a minute. Stop with Ctrl-C or SIGTERM:
+    running answers are finished, nothing is lost.
+    """
+    from appliance.config import load_config
+
+    home = Home.default()
+    settings = load_config(home.config)
+    _ensure_bundle(home, settings.model.name)
+
+    from appliance.app import run_daemon
+
+    run_daemon(home, settings, bind, insecure)
+
+
+def _ensure_bundle(home: Home, name: str) -> None:
+    """Import the default model when it is wanted and missing, in a child: the daemon never loads torch."""
+    from appliance.model.bundle import load_bundle
+    from appliance.model.source import DEFAULT, DEFAULT_NAME
+
+    try:
+        load_bundle(home.models / name)
+        return
+    except BundleError:
+        if name != DEFAULT_NAME:
+            raise
+    click.echo("The default model is not here yet (or is damaged): importing it.", err=True)
+    done = subprocess.run([sys.executable, "-m", "appliance.cli", "model", "import", DEFAULT], check=False)
+    if done.returncode != 0:
+        raise BundleError("The default model could not be imported, so there is nothing to serve.")
