@@ -20,8 +20,8 @@ NOTES = {
     "train": (
         "# What importing a model and training add to serve.txt.\n"
         "# torch: any build of this release does. PyPI's Linux wheel brings gigabytes of CUDA libraries;\n"
-        "# for the CPU build set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before `make run`, or\n"
-        "# install it first: pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu\n"
+        "# for the CPU build set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before\n"
+        "# `make run`, or install it first: pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu\n"
     ),
     "dev": "# What tests, lint and benchmarks add to train.txt.\n",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.commands.client import find_daemon
-from appliance.commands.local import open_store, served_bundle
+from appliance.commands.local import no_daemon, open_store, served_bundle
 from appliance.commands.output import json_option, moment, print_json, print_table, size
 from appliance.errors import Conflict, NotFound
 from appliance.home import Home
@@ -80,7 +80,7 @@ def promote(name: str) -> None:
     if daemon is not None:
         _say(daemon.post("/v1/adapters/promote", {"name": name})["current"])
         return
-    with open_store() as store:
+    with no_daemon(home), open_store() as store:
         _switch(_registry(home), store, None if name == BASE else name, "asked for on the command line")
 
 
@@ -92,7 +92,7 @@ def rollback() -> None:
     if daemon is not None:
         _say(daemon.post("/v1/adapters/rollback")["current"])
         return
-    with open_store() as store:
+    with no_daemon(home), open_store() as store:
         registry = _registry(home)
         current = registry.current()
         for switch in store.adapters.switches(limit=1000):

@@ -95,8 +95,8 @@ _DOCS_HEAD = """# Configuration
 <!-- Made by `make docs` from appliance/config.py; edit that, not this. -->
 
 Settings live in `config.toml` in the home (`~/.shammah`, or `SHAMMAH_HOME`). Every key may be left out.
-An unknown key or a bad value stops the daemon from starting, with the line at fault; `shammah config check` prints
-every problem at once. `shammah config show` prints what is in effect. Changes count from the next start.
+An unknown key or a bad value stops the daemon from starting, with the line at fault; `shammah config check`
+prints every problem at once, `shammah config show` what is in effect. Changes count from the next start.
 """
 
 

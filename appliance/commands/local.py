@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from appliance.errors import Conflict
 from appliance.home import Home
 
 if TYPE_CHECKING:
@@ -23,6 +25,22 @@ def open_store() -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+@contextlib.contextmanager
+def no_daemon(home: Home) -> Iterator[None]:
+    """Keep a daemon from starting meanwhile: what follows must not happen behind its back.
+
+    Raises:
+        Conflict: one is starting or stopping right now.
+    """
+    home.ensure()
+    with (home.root / "daemon.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict("The daemon is starting or stopping: try again in a moment.") from error
+        yield
 
 
 def served_bundle(home: Home) -> Bundle:
