@@ -27,7 +27,7 @@ class ServerConfig(Section):
     bind: str = Field(
         "127.0.0.1:8080",
         pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
-        description="HOST:PORT to listen on. Any but loopback needs an owner's password and a device key first.",
+        description="HOST:PORT to listen on; any but loopback needs a password and a device key first.",
     )
     max_body_mb: int = Field(8, ge=1, le=512, description="Largest request body accepted, in MB.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
