@@ -35,17 +35,8 @@ from appliance.store.rows import finite, to_json, update_row, valid_text
 
 __all__ = ["DRAFT_NOTE", "STATES", "Example", "Examples", "Kind", "NewExample", "State"]
 
-_CHANGEABLE = (
-    "state",
-    "target",
-    "weight",
-    "feedback",
-    "correction",
-    "rating",
-    "note",
-    "run_id",
-    "completion_id",
-)
+_CHANGEABLE = {"state", "target", "weight", "feedback", "correction", "rating", "note", "run_id",
+               "completion_id"}  # fmt: skip
 _MIRRORED = {"weight", "feedback", "correction", "rating"}
 _NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND note LIKE '{DRAFT_NOTE}%'))"
 
@@ -274,18 +265,26 @@ class Examples:
         Returns:
             How many left the queue or the review list.
         """
-        return self._supersede(
-            keep_id,
-            "e.query_key = k.query_key AND e.context_key = k.context_key AND ("
-            " e.kind = 'praise' AND e.response_key = k.response_key"
-            " OR e.kind IN ('correction', 'critique') AND e.response_key = k.response_key"
-            "    AND e.target_key IS NOT k.response_key"
-            " OR e.seq = (SELECT a.seq FROM examples a WHERE a.kind = 'automatic'"
-            "    AND a.query_key = k.query_key AND a.context_key = k.context_key"
-            "    AND a.response_key = k.response_key"
-            "    AND a.state IN ('pending', 'training') AND a.superseded_by IS NULL"
-            "    ORDER BY a.completion_id IS k.completion_id DESC, a.seq DESC LIMIT 1))",
-        )
+        with self._db.transaction("examples"):
+            keep = self.get(keep_id)
+            exchange = self._db.value(
+                "SELECT seq FROM examples WHERE kind = 'automatic' AND query_key = ? AND context_key = ?"
+                " AND response_key = ? AND state IN ('pending', 'training') AND superseded_by IS NULL"
+                " ORDER BY completion_id IS ? DESC, seq DESC LIMIT 1",
+                (
+                    text_key(keep.query),
+                    context_key(keep.messages),
+                    text_key(keep.response),
+                    keep.completion_id,
+                ),
+            )
+            return self._supersede(
+                keep_id,
+                "e.query_key = k.query_key AND e.context_key = k.context_key"
+                " AND e.response_key = k.response_key AND (e.kind = 'praise' OR e.seq IS ?"
+                "  OR e.kind IN ('correction', 'critique') AND e.target_key IS NOT k.response_key)",
+                (exchange,),
+            )
 
     def _supersede(self, keep_id: str, condition: str, parameters: tuple[Any, ...] = ()) -> int:
         # `e` is an earlier example, `k` the feedback that is kept.

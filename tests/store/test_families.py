@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+
+import pytest
+
+from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
+from appliance.home import Home
+from appliance.store import Store
+from appliance.store.adapters import AdapterRow
+from appliance.store.completions import KEPT
+from appliance.store.keys import SEEN_SECONDS
+
+
+def test_runs(store: Store) -> None:
+    runs = [
+        store.runs.create("threshold", 100),
+        store.runs.create("person", 3, parent="adapter_a", attempt=2),
+    ]
+    runs.append(store.runs.create("retry", 3))
+    assert len({run.id for run in runs}) == 3
+    for run in runs:
+        assert re.fullmatch(r"run_\d{8}T\d{6}Z(-\d+)?", run.id)
+    assert runs[1].parent == "adapter_a"
+    assert runs[1].state == "queued"
+    done = store.runs.update(
+        runs[0].id, state="promoted", report={"passed": True}, metrics={"loss": 0.5}, pid=7
+    )
+    assert store.runs.get(runs[0].id) == done
+    assert done.report == {"passed": True}
+    assert store.runs.update(runs[0].id, pid=None).pid is None
+    assert store.runs.unfinished() == [runs[1], runs[2]]
+    assert [run.id for run in store.runs.list(2)] == [runs[2].id, runs[1].id]
+    assert store.runs.count() == 3
+    for bad in (lambda: store.runs.get("run_x"), lambda: store.runs.update("run_x", state="failed")):
+        with pytest.raises(NotFound):
+            bad()
+    with pytest.raises(TypeError):
+        store.runs.update(runs[0].id, colour="red")
+    with pytest.raises(InvalidRequest):
+        store.runs.update(runs[0].id, metrics={"loss": float("nan")})
+
+
+def test_adapters(store: Store) -> None:
+    row = AdapterRow("adapter_a", 1.0, "aa", 10, "base", 16, None, None, "candidate", None)
+    store.adapters.upsert(row)
+    store.adapters.upsert(replace(row, name="adapter_b", created=2.0))
+    assert store.adapters.get("adapter_a") == row
+    assert store.adapters.get("adapter_x") is None
+    store.adapters.set_state("adapter_a", "accepted", {"passed": True})
+    store.adapters.set_state("adapter_a", "missing")
+    assert store.adapters.get("adapter_a") == replace(row, state="missing", report={"passed": True})
+    store.adapters.upsert(replace(row, sha256="bb"))
+    assert [found.name for found in store.adapters.list()] == ["adapter_b", "adapter_a"]
+    with pytest.raises(NotFound):
+        store.adapters.set_state("adapter_x", "accepted")
+
+
+def test_switches(store: Store) -> None:
+    assert store.adapters.switches() == []
+    for to in ("a", "b", None):
+        store.adapters.record_switch(to, "because", "owner")
+    assert [(item.from_, item.to) for item in store.adapters.switches(2)] == [("b", None), ("a", "b")]
+    assert store.adapters.switches()[-1].from_ is None
+
+
+def test_keys(store: Store) -> None:
+    device, secret = store.keys.create(" Kitchen ")
+    assert device.name == "Kitchen"
+    assert re.fullmatch(r"sk-shammah-[A-Za-z0-9_-]{43}", secret)
+    found = store.keys.verify(secret)
+    assert found is not None
+    assert found.id == device.id
+    assert found.last_seen is not None
+    assert store.keys.verify(secret + "x") is store.keys.verify("") is store.keys.verify("\ud800") is None
+    with pytest.raises(Conflict):
+        store.keys.create("Kitchen")
+    store.keys.set_collect(device.id, False)
+    assert store.keys.list()[0].collect is False
+    store.keys.revoke(device.id)
+    assert store.keys.verify(secret) is None
+    assert store.keys.count() == 0
+    store.keys.create("Kitchen")
+    assert store.keys.count() == 1
+    assert [item.revoked for item in store.keys.list()] == [True, False]
+    with pytest.raises(NotFound):
+        store.keys.revoke("dev_x")
+
+
+def test_no_secret_reaches_the_disk(store: Store, home: Home) -> None:
+    _, secret = store.keys.create("Kitchen")
+    for path in home.root.glob("store.db*"):
+        assert secret.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 65, "a\nb", "\ud800"])
+def test_device_names(store: Store, name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        store.keys.create(name)
+    assert caught.value.param == "name"
+
+
+def test_last_seen_is_written_seldom(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, secret = store.keys.create("Kitchen")
+    writes: list[frozenset[str]] = []
+    store.on_change(writes.append)
+    for _ in range(3):
+        store.keys.verify(secret)
+    assert len(writes) == 1
+    later = time.time() + SEEN_SECONDS + 1
+    monkeypatch.setattr("appliance.store.keys.time.time", lambda: later)
+    found = store.keys.verify(secret)
+    assert found is not None
+    assert found.last_seen == later
+
+
+def record(store: Store, id: str, query: str = "Q", response: str = "A") -> None:
+    messages = [{"role": "user", "content": query}]
+    store.completions.record(id, 1.0, "dev", "m", None, query, response, messages, "stop", 3, 1)
+
+
+def test_completions(store: Store) -> None:
+    record(store, "c1")
+    record(store, "c2", "q?", "a.")
+    record(store, "c3", "other")
+    found = store.completions.find("Q", "A")
+    assert found is not None
+    assert found.id == "c2"
+    assert found.messages == [{"role": "user", "content": "q?"}]
+    assert store.completions.find("Q", "B") is None
+    assert store.completions.get("c9") is None
+    assert [item.id for item in store.completions.recent(2)] == ["c3", "c2"]
+    record(store, "c1", "again")
+    assert [item.id for item in store.completions.recent()] == ["c1", "c3", "c2"]
+
+
+def test_completions_are_pruned(store: Store) -> None:
+    with store.transaction():
+        for number in range(KEPT + 5):
+            record(store, f"c{number}")
+    assert store.completions.get("c4") is None
+    assert store.completions.get("c5") is not None
+    assert len(store.completions.recent(KEPT * 2)) == KEPT
+
+
+def test_audit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.store.audit.KEPT", 3)
+    for number in range(5):
+        store.audit.add("owner", "promote", {"number": number})
+    assert [entry.detail["number"] for entry in store.audit.list()] == [4, 3, 2]
+    assert [entry.detail["number"] for entry in store.audit.list(1, offset=1)] == [3]
+
+
+def test_settings(store: Store) -> None:
+    assert store.settings.get("a") is None
+    store.settings.set("a", "1")
+    store.settings.set("a", "2")
+    assert store.settings.get("a") == "2"
+    store.settings.delete("a")
+    store.settings.delete("a")
+    assert store.settings.get("a") is None
+
+
+def test_everything_survives_reopening(home: Home) -> None:
+    store = Store.open(home)
+    run = store.runs.create("person", 1)
+    _, secret = store.keys.create("Kitchen")
+    store.close()
+    store = Store.open(home)
+    assert store.runs.list() == [run]
+    assert store.keys.verify(secret) is not None
+    store.close()
+
+
+def test_a_device_is_let_in_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, secret = store.keys.create("Kitchen")
+
+    def full(*tables: str) -> None:
+        raise StorageFull("full")
+
+    monkeypatch.setattr(store.database, "transaction", full)
+    assert store.keys.verify(secret) is not None
