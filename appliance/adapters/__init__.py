@@ -1,0 +1,1 @@
+"""Adapter files: reading and checking them, the directory they live in, and its watcher."""
