@@ -1,0 +1,5 @@
+"""The owner's pages: see what the box does and learnt, correct it, promote, roll back."""
+
+from appliance.console.blueprint import blueprint, setup
+
+__all__ = ["blueprint", "setup"]

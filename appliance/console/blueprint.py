@@ -1,0 +1,116 @@
+"""The console's blueprint: its routes, who may use them, and what every answer carries."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from sanic import Blueprint, HTTPResponse, Request, Sanic
+from sanic.exceptions import SanicException
+from sanic.response import raw, text
+
+from appliance.console import actions, chat, live, login, views
+from appliance.console.assets import load_assets
+from appliance.console.render import HEADERS, back, environment, page, wants_fragment
+from appliance.errors import ShammahError
+from appliance.origin import same_origin, trusted_loopback
+from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
+
+log = logging.getLogger(__name__)
+blueprint = Blueprint("console")
+
+
+def setup(app: Sanic[Any, Any]) -> None:
+    """Register the console on the app. Templates and assets are read now: a broken install shows at once."""
+    environment().get_template("status.html")
+    load_assets()
+    app.blueprint(blueprint)
+
+
+async def admit(request: Request) -> HTTPResponse | None:
+    """Let the owner in; send everybody else to the login, or say how to set a password."""
+    if not same_origin(request.method, request.headers):
+        return page(
+            request,
+            "error.html",
+            status=403,
+            title="Refused",
+            message="This request came from another site, or from a program that did not say where from. "
+            "Nothing was done.",
+        )
+    store = request.app.ctx.store
+    protected = await asyncio.to_thread(password_set, store)
+    token = request.cookies.get(SESSION_COOKIE)
+    request.ctx.password_set = protected
+    request.ctx.logged_in = protected and await asyncio.to_thread(session_valid, store, token)
+    request.ctx.open_to_this_machine = not protected and trusted_loopback(request.ip, request.headers)
+    if request.ctx.logged_in or request.ctx.open_to_this_machine or _public(request):
+        return None
+    if wants_fragment(request):
+        return text("Log in again.", status=401, headers={"HX-Redirect": "/login"})
+    if not protected:
+        return page(
+            request,
+            "error.html",
+            status=403,
+            title="Set a password first",
+            message="Until the owner has set a password, this console answers only on the machine it runs "
+            "on. There, run: shammah console password",
+        )
+    if request.method == "GET":
+        return back(request, to="/login")
+    return back(request, "Your session has ended; nothing was done. Log in and try again.", "bad", "/login")
+
+
+async def harden(_request: Request, response: HTTPResponse) -> None:
+    """Put the security headers on everything; nothing but assets may be kept by a cache."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+async def explain(request: Request, error: Exception) -> HTTPResponse:
+    """Errors as a page a person can read."""
+    if isinstance(error, ShammahError):
+        status, message = error.status, error.message
+    elif isinstance(error, SanicException) and error.status_code < 500:
+        status, message = error.status_code, str(error)
+    else:
+        log.exception("The console failed on %s %s", request.method, request.path, exc_info=error)
+        status, message = 500, "Something went wrong inside the box. The log says more; serving goes on."
+    if wants_fragment(request):
+        return text(message, status=status)
+    return page(request, "error.html", status=status, title="That did not work", message=message)
+
+
+async def static(request: Request, asset_version: str, name: str) -> HTTPResponse:
+    """A static file. Only under its own version may a browser keep it."""
+    assets = load_assets()
+    asset = assets.files.get(name)
+    if asset is None:
+        return text("Not found", status=404)
+    fresh = asset_version == assets.version
+    headers = {
+        "Cache-Control": "public, max-age=31536000, immutable" if fresh else "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    if asset.gzipped is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        return raw(asset.gzipped, headers=headers, content_type=asset.content_type)
+    return raw(asset.body, headers=headers, content_type=asset.content_type)
+
+
+def _public(request: Request) -> bool:
+    return request.path == "/login" or request.path.startswith("/static/")
+
+
+blueprint.middleware(admit, "request")
+blueprint.middleware(harden, "response")
+blueprint.exception(Exception)(explain)
+blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=["GET"], name="static")
+views.add_routes(blueprint)
+chat.add_routes(blueprint)
+actions.add_routes(blueprint)
+login.add_routes(blueprint)
+live.add_routes(blueprint)

@@ -1,0 +1,135 @@
+"""Logging in and out, and slowing down whoever guesses."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from sanic import Blueprint, HTTPResponse, Request
+
+from appliance.console.render import back, is_https, page
+from appliance.store.owner import SESSION_COOKIE, create_session, end_session, verify_password
+
+_MAX_ADDRESSES = 10_000
+
+
+@dataclass
+class _Failures:
+    count: int = 0
+    last: float = 0.0
+
+
+class Throttle:
+    """Login attempts by address: some are free, then each failure doubles the wait.
+
+    Every attempt counts as failed until it has succeeded, so that many at once gain nothing. The
+    same rule with a larger allowance holds for all addresses together, as one machine may use many.
+    """
+
+    def __init__(self, free: int = 5, free_overall: int = 50, longest: float = 900.0) -> None:
+        self._free = free
+        self._free_overall = free_overall
+        self._longest = longest
+        self._by_address: OrderedDict[str, _Failures] = OrderedDict()
+        self._overall = _Failures()
+
+    def attempt(self, address: str) -> float:
+        """Count an attempt. Returns 0 when it may go on, else the seconds to wait."""
+        now = time.monotonic()
+        mine = self._by_address.setdefault(address, _Failures())
+        self._by_address.move_to_end(address)
+        if len(self._by_address) > _MAX_ADDRESSES:
+            self._by_address.popitem(last=False)
+        wait = max(
+            self._remaining(mine, self._free, now), self._remaining(self._overall, self._free_overall, now)
+        )
+        if wait > 0:
+            return wait
+        for failures in (mine, self._overall):
+            if now - failures.last > self._longest:
+                failures.count = 0
+            failures.count += 1
+            failures.last = now
+        return 0.0
+
+    def succeeded(self, address: str) -> None:
+        """The attempt was good: forget this address's failures."""
+        mine = self._by_address.pop(address, None)
+        self._overall.count = max(0, self._overall.count - (mine.count if mine else 1))
+
+    def _remaining(self, failures: _Failures, free: int, now: float) -> float:
+        excess = failures.count - free
+        if excess < 0:
+            return 0.0
+        pause = min(self._longest, 2.0 ** min(excess, 20))
+        return failures.last + pause - now
+
+
+throttle = Throttle()
+
+
+def add_routes(blueprint: Blueprint) -> None:
+    """Put `/login` and `/logout` on the blueprint."""
+    blueprint.add_route(show, "/login", methods=["GET"], name="login")
+    blueprint.add_route(log_in, "/login", methods=["POST"], name="log_in")
+    blueprint.add_route(log_out, "/logout", methods=["POST"], name="log_out")
+
+
+async def show(request: Request) -> HTTPResponse:
+    """The login form."""
+    if request.ctx.logged_in or not request.ctx.password_set:
+        return back(request)
+    return page(request, "login.html", problem=None)
+
+
+async def log_in(request: Request) -> HTTPResponse:
+    """Check the password and start a session."""
+    store = request.app.ctx.store
+    if not request.ctx.password_set:
+        return back(request)
+    wait = throttle.attempt(request.ip)
+    if wait > 0:
+        await asyncio.to_thread(store.audit.add, request.ip, "login.throttled", {})
+        problem = f"Too many attempts. Try again in {math.ceil(wait)} seconds."
+        response = page(request, "login.html", status=429, problem=problem)
+        response.headers["Retry-After"] = str(math.ceil(wait))
+        return response
+    form = request.form
+    password = (form.get("password") if form else None) or ""
+    if not await asyncio.to_thread(verify_password, store, password):
+        await asyncio.to_thread(store.audit.add, request.ip, "login.failed", {})
+        return page(request, "login.html", status=401, problem="That is not the password.")
+    throttle.succeeded(request.ip)
+    # A session that came with the request is ended: the token changes with every login.
+    old = request.cookies.get(SESSION_COOKIE)
+    if old:
+        await asyncio.to_thread(end_session, store, old)
+    hours = request.app.ctx.config.console.session_hours
+    token = await asyncio.to_thread(create_session, store, hours)
+    await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
+    response = back(request)
+    response.add_cookie(
+        SESSION_COOKIE,
+        token,
+        path="/",
+        max_age=int(hours * 3600),
+        httponly=True,
+        samesite="Strict",
+        secure=is_https(request),
+    )
+    return response
+
+
+async def log_out(request: Request) -> HTTPResponse:
+    """End the session, here and in the store."""
+    store = request.app.ctx.store
+    token = request.cookies.get(SESSION_COOKIE)
+    if token and request.ctx.logged_in:
+        await asyncio.to_thread(end_session, store, token)
+        await asyncio.to_thread(store.audit.add, "owner", "logout", {"address": request.ip})
+    response = back(request, "You are logged out.", "info", "/login")
+    response.delete_cookie(SESSION_COOKIE)
+    return response

@@ -1,0 +1,190 @@
+"""Pages from templates: the Jinja environment, its filters, and messages that survive a redirect."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from sanic import HTTPResponse, Request
+from sanic.response import html, redirect
+
+from appliance import __version__
+from appliance.console.assets import load_assets, web_root
+
+_NOTHING = "\u2013"
+_ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
+FLASH_COOKIE = "shammah_flash"
+Tone = Literal["good", "bad", "info"]
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    # Not `no-referrer`: with it browsers send `Origin: null` on our own forms.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with everything escaped and an unknown name an error."""
+    env = Environment(
+        loader=FileSystemLoader(web_root() / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(
+        when=when, duration=duration, size=size, number=number, measure=measure, adapter=adapter_title
+    )
+    env.globals.update(asset=load_assets().url, version=__version__)
+    return env
+
+
+def render(template: str, **context: Any) -> str:
+    """The text of a template."""
+    return environment().get_template(template).render(**context)
+
+
+def page(request: Request, template: str, *, status: int = 200, **context: Any) -> HTTPResponse:
+    """A whole page, with the message left by the action before it."""
+    flash = _read_flash(request)
+    body = render(
+        template,
+        flash=flash,
+        logged_in=getattr(request.ctx, "logged_in", False),
+        open_to_this_machine=getattr(request.ctx, "open_to_this_machine", False),
+        **context,
+    )
+    response = html(body, status=status)
+    if flash is not None:
+        response.delete_cookie(FLASH_COOKIE)
+    return response
+
+
+def back(request: Request, message: str = "", tone: Tone = "good", to: str = "/") -> HTTPResponse:
+    """Redirect after an action (303), with a message for the next page."""
+    response = redirect(to, status=303)
+    if message:
+        payload = json.dumps({"message": message[:1000], "tone": tone})
+        response.add_cookie(
+            FLASH_COOKIE,
+            base64.urlsafe_b64encode(payload.encode()).decode(),
+            path="/",
+            max_age=60,
+            httponly=True,
+            samesite="Strict",
+            secure=is_https(request),
+        )
+    return response
+
+
+def form_field(request: Request, name: str) -> str:
+    """A field of the posted form, without white space around it; empty when it was not sent."""
+    form = request.form
+    return ((form.get(name) if form else None) or "").strip()
+
+
+def is_https(request: Request) -> bool:
+    """Whether the browser's own connection is encrypted, so that a cookie may demand it."""
+    return bool(request.scheme == "https")
+
+
+def wants_fragment(request: Request) -> bool:
+    """Whether a script asks for a piece to put in the page, not for a page."""
+    return request.headers.get("hx-request") == "true"
+
+
+def _read_flash(request: Request) -> dict[str, str] | None:
+    raw = request.cookies.get(FLASH_COOKIE)
+    if not raw:
+        return None
+    try:
+        data = json.loads(base64.urlsafe_b64decode(raw))
+        tone = data["tone"] if data["tone"] in ("good", "bad", "info") else "info"
+        return {"message": str(data["message"]), "tone": tone}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def when(at: float | None, style: str = "ago") -> Markup:
+    """A moment as a `<time>` element. Scripts turn it into the viewer's zone; without, it is UTC."""
+    if at is None:
+        return Markup(_NOTHING)
+    moment = datetime.fromtimestamp(at, UTC)
+    full = moment.strftime("%d %b %Y, %H:%M UTC").lstrip("0")
+    away = at - time.time()
+    if style == "short":
+        text = f"{moment.day} {moment:%b, %H:%M}"
+    elif style == "ago":
+        if -10 < away <= 0:
+            text = "just now"
+        else:
+            text = f"{duration(-away)} ago" if away < 0 else f"in {duration(away)}"
+    else:
+        text = full
+    stamp = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Markup('<time datetime="{}" data-style="{}" title="{}">{}</time>').format(
+        stamp, style, full, escape(text)
+    )
+
+
+def duration(seconds: float) -> str:
+    """A span of time in its one or two largest units, as `3 h 20 min`."""
+    total = max(0, int(seconds))
+    if total < 60:
+        return f"{total} s"
+    minutes, hours, days = total // 60, total // 3600, total // 86400
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 24:
+        rest = minutes % 60
+        return f"{hours} h {rest} min" if rest and hours < 6 else f"{hours} h"
+    return f"{days} day" if days == 1 else f"{days} days"
+
+
+def size(count: float) -> str:
+    """Bytes for people: `4.9 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def number(value: float) -> str:
+    """A count with thousands separated."""
+    return f"{value:,.0f}"
+
+
+def adapter_title(name: str | None) -> Markup:
+    """What an adapter is to a person: when it was learnt. Files named by people keep their name."""
+    if name is None:
+        return Markup("Base model")
+    made = _ADAPTER.fullmatch(name)
+    if made is None:
+        return escape(name)
+    moment = datetime.strptime(made[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    return Markup("Learnt {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
+
+
+def measure(value: Any) -> str:
+    """A measured value of a gate report, whatever its type, short enough for a table cell."""
+    if value is None:
+        return _NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,51 @@
+"""What the box has left: processor, memory, disk, heat."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One reading. Sizes in bytes, shares from 0 to 1, temperature in °C."""
+
+    cpu: float
+    cores: int
+    load: float
+    memory_used: int
+    memory_total: int
+    process_memory: int
+    disk_used: int
+    disk_total: int
+    temperature: float | None
+
+
+def read_resources(path: Path) -> Resources:
+    """Read the sensors. `path` says which disk matters.
+
+    The processor's share is that since the reading before, so the first one after start says 0.
+    """
+    memory = psutil.virtual_memory()
+    disk = psutil.disk_usage(str(path))
+    return Resources(
+        cpu=psutil.cpu_percent(interval=None) / 100,
+        cores=psutil.cpu_count() or 1,
+        load=os.getloadavg()[0],
+        memory_used=memory.total - memory.available,
+        memory_total=memory.total,
+        process_memory=psutil.Process().memory_info().rss,
+        disk_used=disk.total - disk.free,
+        disk_total=disk.total,
+        temperature=_hottest(),
+    )
+
+
+def _hottest() -> float | None:
+    sensors = getattr(psutil, "sensors_temperatures", None)
+    readings = [entry.current for group in (sensors() if sensors else {}).values() for entry in group]
+    plausible = [reading for reading in readings if 0 < reading < 150]
+    return max(plausible) if plausible else None

@@ -1,0 +1,61 @@
+// Small comforts for pages that work without any script: times in the viewer's zone, buttons that
+// show they were pressed. Live parts are htmx attributes in the templates.
+
+const RELATIVE_EVERY = 30_000;
+const short = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+function span(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  const hours = Math.floor(minutes / 60);
+  const days = Math.floor(hours / 24);
+  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  if (minutes < 60) return `${minutes} min`;
+  if (hours < 24) return hours < 6 && minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`;
+  return days === 1 ? "1 day" : `${days} days`;
+}
+
+function ago(moment) {
+  const away = (moment - Date.now()) / 1000;
+  if (away > -10 && away <= 0) return "just now";
+  return away < 0 ? `${span(-away)} ago` : `in ${span(away)}`;
+}
+
+const styles = { ago, short: (moment) => short.format(moment), full: (moment) => exact.format(moment) };
+
+function showTimes(root = document) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const moment = new Date(time.dateTime);
+    time.title = exact.format(moment);
+    time.textContent = styles[time.dataset.style](moment);
+  }
+}
+
+showTimes();
+setInterval(showTimes, RELATIVE_EVERY);
+document.addEventListener("htmx:after:swap", () => showTimes());
+
+// A form that leads to a new page: one press is enough, however long the box takes.
+document.addEventListener("submit", (event) => {
+  const { submitter } = event;
+  if (event.defaultPrevented || !submitter || submitter.form?.hasAttribute("hx-post")) return;
+  // After the browser has gathered the form: a disabled button's value would not be sent.
+  setTimeout(() => {
+    submitter.disabled = true;
+    submitter.setAttribute("aria-busy", "true");
+  });
+});
+
+// Coming back with the browser's back button shows the page as it was left.
+window.addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const button of document.querySelectorAll("button[aria-busy]")) {
+    button.disabled = false;
+    button.removeAttribute("aria-busy");
+  }
+});
+
+// The live connection may outlast the login: then the page has nothing more to show.
+document.addEventListener("htmx:sse:error", (event) => {
+  if (event.detail?.status === 401) location.assign("/login");
+});
