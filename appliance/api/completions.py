@@ -61,7 +61,7 @@ async def complete(request: Request) -> HTTPResponse | None:
     """Continue a text. Not learnt from: there is no question and no answer in it."""
     body = parse(request, CompletionBody)
     check_model(request, body.model)
-    prompt = await asyncio.to_thread(request.app.ctx.tokenizer.encode, body.prompt)
+    prompt = await asyncio.to_thread(request.app.ctx.tokenizer.encode_prompt, body.prompt)
     generation, answer = begin(request, body, prompt, body.max_tokens or 16, "cmpl")
 
     def done() -> None:

@@ -65,8 +65,7 @@ class Sequence:
         """Choose the next token from [vocab] logits and emit its text; True when the answer is complete."""
         token = self._sampler.sample(logits)
         if token in self._eos:
-            self._send(self._stops.flush(), "stop")
-            return True
+            return self._end("stop")
         self.generated += 1
         self.last_token = token
         text, stopped = self._stops.push(self._text.push(token))
@@ -74,10 +73,15 @@ class Sequence:
             self._send(text, "stop")
             return True
         if self.generated >= self._limit:
-            self._send(text + self._stops.flush(), "length")
-            return True
+            return self._end("length", text)
         self._send(text, None)
         return False
+
+    def _end(self, reason: FinishReason, text: str = "") -> bool:
+        """Send what was held back: the rest of a character, the beginning of a stop string."""
+        rest, stopped = self._stops.push(self._text.flush())
+        self._send(text + rest + self._stops.flush(), "stop" if stopped else reason)
+        return True
 
     def _send(self, text: str, reason: FinishReason | None) -> None:
         assert self.session is not None

@@ -110,4 +110,5 @@ def _log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> 
     peak = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - peak).sum(axis=1, dtype=np.float64)
     chosen = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0].astype(np.float64)
-    return chosen - peak[:, 0] - np.log(total)
+    scores: NDArray[np.float64] = chosen - peak[:, 0] - np.log(total)
+    return scores

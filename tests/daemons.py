@@ -1,0 +1,164 @@
+"""Real daemons for tests: a process of the `shammah` command on a loopback port."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from appliance.home import Home
+from appliance.model.bundle import Bundle
+
+StartDaemon = Callable[..., "Daemon"]
+START_SECONDS = 90.0
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def install_bundle(home: Home, bundle: Bundle) -> None:
+    """Put the bundle into a home by hard links where possible: 180 MB a test add up."""
+    home.ensure()
+    target = home.models / bundle.path.name
+    if not target.exists():
+        shutil.copytree(bundle.path, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@dataclass
+class Daemon:
+    """A daemon process and how to talk to it."""
+
+    home: Home
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return (self.home.root / "daemon.out").read_text(errors="replace")
+
+    def start(self, *arguments: str, wait: bool = True) -> Daemon:
+        command = [sys.executable, "-m", "appliance.cli", "daemon", "--bind", f"127.0.0.1:{self.port}"]
+        with (self.home.root / "daemon.out").open("ab") as out:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "SHAMMAH_HOME": str(self.home.root)},
+            )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/ready", timeout=2).status_code == 200:
+                    return
+            time.sleep(0.1)
+        pytest.fail(f"the daemon did not come up:\n{self.log[-4000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, as an operator would; the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def client(self, **options: object) -> openai.OpenAI:
+        """OpenAI's own client on this box."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)  # type: ignore[arg-type]
+
+    def get(self, path: str, **options: object) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60, **options)  # type: ignore[arg-type]
+
+    def post(self, path: str, json: object | None = None, **options: object) -> httpx.Response:
+        return httpx.post(self.url + path, json=json, timeout=120, **options)  # type: ignore[arg-type]
+
+    def ask(self, question: str, **options: object) -> str:
+        """One greedy answer."""
+        body = {
+            "model": "shammah",
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 24,
+            **options,
+        }
+        response = self.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
+
+
+@pytest.fixture
+def start_daemon(bundle: Bundle, tmp_path: Path) -> Iterator[StartDaemon]:
+    """`start_daemon(config_text, home=…)` -> a running daemon, ended with the test."""
+    started: list[Daemon] = []
+
+    def start(config: str = "", home: Home | None = None, wait: bool = True) -> Daemon:
+        home = home or Home(tmp_path / f"home{len(started)}").ensure()
+        install_bundle(home, bundle)
+        if config:
+            home.config.write_text(config)
+        daemon = Daemon(home)
+        started.append(daemon)
+        return daemon.start(wait=wait)
+
+    yield start
+    for daemon in started:
+        daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def daemon(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for the tests of a module; it collects but does not train."""
+    home = Home(tmp_path_factory.mktemp("home")).ensure()
+    install_bundle(home, bundle)
+    home.config.write_text("[lora]\nenabled = false\n[server]\nlog_level = 'DEBUG'\n")
+    running = Daemon(home).start()
+    yield running
+    running.kill()
