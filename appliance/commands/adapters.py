@@ -146,10 +146,10 @@ def _registry(home: Home) -> Registry:
 def _switch(registry: Registry, store: Store, name: str | None, reason: str) -> None:
     """Point the link at an adapter that reads well and that the gate has accepted."""
     if name is not None:
-        registry.load(name)
+        adapter = registry.load(name)
         row = store.adapters.get(name)
-        if row is None:
-            raise NotFound(f"Nothing is known about {name}: start the daemon, which judges it first.")
+        if row is None or row.sha256 != adapter.sha256:
+            raise NotFound(f"The gate has not judged this {name} yet: start the daemon, which does.")
         if row.state != "accepted":
             raise Conflict(f"{name} is {row.state}: only an adapter that passed the gate can be promoted.")
     registry.set_current(name)
