@@ -219,8 +219,8 @@ def _check_disk(home: Home, local: LocalSource) -> None:
     free = shutil.disk_usage(home.models).free
     if free < need:
         raise StorageFull(
-            f"The import needs {need / 1e9:.1f} GB of disk for a while, {home.models} has {free / 1e9:.1f} GB "
-            "free. Free some space and import again."
+            f"The import needs {need / 1e9:.1f} GB of disk for a while; {home.models} has "
+            f"{free / 1e9:.1f} GB. Free some space and import again."
         )
 
 

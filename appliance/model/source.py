@@ -83,7 +83,8 @@ def resolve(text: str) -> Source:
     if _HUB_ID.fullmatch(text):
         return Source("hub", text, _slug(text.split("@")[0].split("/")[1]))
     raise BundleError(
-        f"{text!r} is no model: give `{DEFAULT}`, a checkpoint directory, a .gguf file, or a hub id OWNER/NAME."
+        f"{text!r} is no model: give `{DEFAULT}`, a checkpoint directory, a .gguf file, or a hub id "
+        "OWNER/NAME."
     )
 
 
@@ -165,10 +166,11 @@ def _download(hub_id: str) -> Path:
             f"The hub has no model {hub_id}, or it is private (set HF_TOKEN to reach private ones)."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        details = (str(error).splitlines() or ["no details"])[0]
         raise BundleError(
-            f"{repo} could not be fetched: the hub is out of reach or this machine is offline. Import again when "
-            "it is online (the download goes on where it stopped), or copy the checkpoint here and import its "
-            f"directory. ({error.__class__.__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+            f"{repo} could not be fetched: the hub is out of reach or this machine is offline. Import again "
+            "when it is online (the download goes on where it stopped), or copy the checkpoint here and "
+            f"import its directory. ({type(error).__name__}: {details})"
         ) from error
     except ValueError as error:
         raise BundleError(f"{hub_id!r} is no hub id: {error}") from error
