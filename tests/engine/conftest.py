@@ -44,7 +44,7 @@ def make_adapter(bundle: Bundle) -> Callable[[int], Adapter]:
 
 @pytest.fixture
 async def engine(bundle: Bundle, tokenizer: Tokenizer) -> AsyncIterator[Engine]:
-    running = Engine(bundle, tokenizer, ModelConfig(slots=4, queue=16, prefill_chunk=64))
+    running = Engine(bundle, tokenizer, ModelConfig(slots=4, queue=64, prefill_chunk=64))
     running.start()
     yield running
     running.stop()
