@@ -1,0 +1,82 @@
+"""The frozen input of a run: which examples it trains on, which it is judged by, which it repeats.
+
+The file `examples.jsonl` has one object a line:
+`{"id", "messages", "target", "rejected", "weight", "split", "finish_reason", "kind"}`, with `split`
+one of "train", "heldout", "replay" and `rejected` null except for corrections and critiques.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from appliance.files import write_atomic
+from appliance.store.examples import Example
+
+Split = Literal["train", "heldout", "replay"]
+TAUGHT = ("correction", "critique")
+"""Kinds in which a person said what is right. These are always trained, never held out."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What went into the file."""
+
+    train: int
+    heldout: int
+    replay: int
+
+
+def freeze_batch(
+    path: Path, held: Sequence[Example], replay: Sequence[Example], share: float, seed: int
+) -> Batch:
+    """Write `examples.jsonl` in one step.
+
+    Args:
+        path: the file.
+        held: the examples of this run.
+        replay: a sample of what was learned before.
+        share: part of `held` to keep out of training.
+        seed: decides which.
+    """
+    heldout = choose_heldout(held, share, seed)
+    lines = [_line(example, "heldout" if example.id in heldout else "train") for example in held]
+    lines += [_line(example, "replay") for example in replay]
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    return Batch(train=len(held) - len(heldout), heldout=len(heldout), replay=len(replay))
+
+
+def choose_heldout(examples: Sequence[Example], share: float, seed: int) -> set[str]:
+    """Ids to keep out of training; the same for the same examples and seed.
+
+    Only the model's own answers are held out, what people taught is too precious. At least one
+    example remains to be trained.
+    """
+    ids = sorted(example.id for example in examples if example.kind not in TAUGHT)
+    count = min(round(share * len(examples)), len(ids), len(examples) - 1)
+    return set(random.Random(seed).sample(ids, max(count, 0)))
+
+
+def trainable(example: Example) -> bool:
+    """Whether there is something to learn from it."""
+    return bool(example.target) and bool(example.messages) and example.weight > 0
+
+
+def _line(example: Example, split: Split) -> str:
+    return json.dumps(
+        {
+            "id": example.id,
+            "messages": example.messages,
+            "target": example.target,
+            "rejected": example.response if example.kind in TAUGHT else None,
+            "weight": example.weight,
+            "split": split,
+            "finish_reason": example.finish_reason,
+            "kind": example.kind,
+        },
+        ensure_ascii=False,
+    )

@@ -1,0 +1,169 @@
+"""What the gate measures of one adapter, on the runtime that will serve it.
+
+Sizes are capped: a gate should take about a minute of a small machine, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, OfflineModel
+from appliance.learning.probes import ANSWER_TOKENS, generic_text, load_probes
+from appliance.learning.train.data import Example, tokenise
+from appliance.model.tokenizer import Tokenizer
+
+GENERIC_TOKENS = 640
+HELDOUT = 10
+CORRECTIONS = 16
+SHOWN = 10
+SHOWN_TOKENS = 28
+EXAMPLE_TOKENS = 320
+
+Tick = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class General:
+    """What does not depend on a batch, and so can be kept.
+
+    Attributes:
+        perplexity: on the generic text.
+        probes: by question of the probe set, whether it was answered.
+        fingerprint: greedy tokens after the engine's own probe prompt.
+    """
+
+    perplexity: float
+    probes: tuple[bool, ...]
+    fingerprint: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How likely the two answers of one correction are: natural log of the probability.
+
+    Attributes:
+        right: per token, of the correction.
+        wrong: per token, of the rejected answer.
+        wrong_total: of the whole rejected answer.
+    """
+
+    right: float
+    wrong: float
+    wrong_total: float
+
+
+@dataclass(frozen=True)
+class Particular:
+    """What depends on the batch.
+
+    Attributes:
+        heldout: mean loss per token of the held-out answers; None without any.
+        taught: one entry for each correction looked at.
+        answers: greedy answers to the questions shown in the report.
+    """
+
+    heldout: float | None
+    taught: tuple[Taught, ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of a batch that is looked at; the same for candidate and reference."""
+
+    heldout: tuple[Example, ...]
+    corrections: tuple[Example, ...]
+    shown: tuple[Example, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.heldout) + len(self.corrections) + len(self.shown)
+
+
+def data_version() -> str:
+    """Changes with whatever a kept `General` depends on."""
+    facts = (generic_text(), load_probes(), GENERIC_TOKENS, ANSWER_TOKENS, PROBE_PROMPT, PROBE_TOKENS)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def select(examples: Sequence[Example]) -> Selection:
+    """Choose what to look at: the heaviest corrections, for they were meant most."""
+    by_weight = sorted(examples, key=lambda example: (-example.weight, example.id))
+    fresh = [example for example in by_weight if example.split != "replay"]
+    corrections = [example for example in fresh if example.rejected]
+    taught = [example for example in fresh if example.taught]
+    shown: dict[str, Example] = {}
+    for example in [*taught, *fresh]:
+        shown.setdefault(question(example), example)
+    return Selection(
+        heldout=tuple(example for example in by_weight if example.split == "heldout")[:HELDOUT],
+        corrections=tuple(corrections[:CORRECTIONS]),
+        shown=tuple(shown.values())[:SHOWN],
+    )
+
+
+def question(example: Example) -> str:
+    """The last message's text, for people."""
+    content: Any = example.messages[-1].get("content") if example.messages else ""
+    if isinstance(content, list):
+        content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def measure_general(model: OfflineModel, tokenizer: Tokenizer, tick: Tick) -> General:
+    """Perplexity, probe set and fingerprint of the adapter that `model` has."""
+    tick("perplexity")
+    tokens = tokenizer.encode(generic_text())[:GENERIC_TOKENS]
+    perplexity = model.perplexity(tokens)
+    if not math.isfinite(perplexity):
+        return General(perplexity, (), ())  # nothing it says means anything
+    passed = []
+    for probe in load_probes():
+        tick("probes")
+        passed.append(probe.passes(_answer(model, tokenizer, [_user(probe.question)], ANSWER_TOKENS)))
+    fingerprint = tuple(model.greedy(tokenizer.encode(PROBE_PROMPT), PROBE_TOKENS))
+    return General(perplexity, tuple(passed), fingerprint)
+
+
+def measure_particular(
+    model: OfflineModel, tokenizer: Tokenizer, selection: Selection, tick: Tick
+) -> Particular:
+    """Held-out loss, corrections and sample answers of the adapter that `model` has."""
+    total, count = 0.0, 0
+    for example in selection.heldout:
+        tick("heldout")
+        logprob, tokens = _score(model, tokenizer, example, example.target, example.ended)
+        total, count = total - logprob, count + tokens
+    taught = []
+    for example in selection.corrections:
+        tick("taught")
+        right, right_tokens = _score(model, tokenizer, example, example.target, example.ended)
+        wrong, wrong_tokens = _score(model, tokenizer, example, example.rejected or "", True)
+        taught.append(Taught(right / right_tokens, wrong / wrong_tokens, wrong))
+    answers = []
+    for example in selection.shown:
+        tick("answers")
+        answers.append(_answer(model, tokenizer, list(example.messages), SHOWN_TOKENS))
+    return Particular(total / count if count else None, tuple(taught), tuple(answers))
+
+
+def _score(
+    model: OfflineModel, tokenizer: Tokenizer, example: Example, answer: str, ended: bool
+) -> tuple[float, int]:
+    """Log probability of an answer, and its length in tokens."""
+    tokens = tokenise(tokenizer, example.messages, answer, ended=ended, limit=EXAMPLE_TOKENS)
+    logprobs = model.logprobs(tokens.ids[: tokens.start], tokens.ids[tokens.start :])
+    return float(logprobs.sum()), len(logprobs)
+
+
+def _answer(model: OfflineModel, tokenizer: Tokenizer, messages: list[Any], max_tokens: int) -> str:
+    prompt = tokenizer.encode_chat(messages)[-EXAMPLE_TOKENS:]
+    return tokenizer.decode(model.greedy(prompt, max_tokens, tokenizer.eos_ids)).strip()
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
