@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -21,6 +22,8 @@ from appliance.console.render import back, form_field
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.errors import ContextOverflow, InvalidRequest, ShammahError
+
+log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 20_000
 _ANSWER_ROOM = 64
@@ -56,8 +59,15 @@ async def ask(request: Request) -> HTTPResponse | None:
         async with aclosing(stream(ctx, turn)) as events:
             async for name, data in events:
                 await response.send(f"event: {name}\ndata: {json.dumps(data)}\n\n")
-    except ShammahError as error:
-        await response.send(f"event: problem\ndata: {json.dumps({'message': error.message})}\n\n")
+    except Exception as error:  # the status line is out: whatever happens must be said in the stream
+        if not isinstance(error, ShammahError):
+            log.exception("The chat box failed")
+        message = (
+            error.message
+            if isinstance(error, ShammahError)
+            else "The box failed on this one. The log says more."
+        )
+        await response.send(f"event: problem\ndata: {json.dumps({'message': message})}\n\n")
     await response.eof()
     return None
 

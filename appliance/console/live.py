@@ -33,6 +33,7 @@ def add_routes(blueprint: Blueprint) -> None:
 async def events(request: Request) -> None:
     """Name the changed parts, from now until the browser leaves."""
     response = await request.respond(content_type="text/event-stream; charset=utf-8")
+    await response.send(": connected\n\n")
     number = 0
     async with aclosing(changes(request.app.ctx.events, "last-event-id" in request.headers)) as stream:
         async for name in stream:
@@ -62,7 +63,6 @@ async def changes(bus: EventBus, resumed: bool) -> AsyncGenerator[str, None]:
 
     follower = asyncio.create_task(follow())
     try:
-        yield "box-tick"
         while True:
             try:
                 yield await asyncio.wait_for(arrived.get(), TICK_SECONDS)

@@ -26,13 +26,21 @@ class Throttle:
     """Login attempts by address: some are free, then each failure doubles the wait.
 
     Every attempt counts as failed until it has succeeded, so that many at once gain nothing. The
-    same rule with a larger allowance holds for all addresses together, as one machine may use many.
+    same rule holds for all addresses together, as one machine may use many; but with a larger
+    allowance and a short wait, or it would be a way to keep the owner out.
     """
 
-    def __init__(self, free: int = 5, free_overall: int = 50, longest: float = 900.0) -> None:
+    def __init__(
+        self,
+        free: int = 5,
+        free_overall: int = 50,
+        longest: float = 900.0,
+        longest_overall: float = 30.0,
+    ) -> None:
         self._free = free
         self._free_overall = free_overall
         self._longest = longest
+        self._longest_overall = longest_overall
         self._by_address: OrderedDict[str, _Failures] = OrderedDict()
         self._overall = _Failures()
 
@@ -44,7 +52,8 @@ class Throttle:
         if len(self._by_address) > _MAX_ADDRESSES:
             self._by_address.popitem(last=False)
         wait = max(
-            self._remaining(mine, self._free, now), self._remaining(self._overall, self._free_overall, now)
+            _remaining(mine, self._free, self._longest, now),
+            _remaining(self._overall, self._free_overall, self._longest_overall, now),
         )
         if wait > 0:
             return wait
@@ -60,12 +69,12 @@ class Throttle:
         mine = self._by_address.pop(address, None)
         self._overall.count = max(0, self._overall.count - (mine.count if mine else 1))
 
-    def _remaining(self, failures: _Failures, free: int, now: float) -> float:
-        excess = failures.count - free
-        if excess < 0:
-            return 0.0
-        pause = min(self._longest, 2.0 ** min(excess, 20))
-        return failures.last + pause - now
+
+def _remaining(failures: _Failures, free: int, longest: float, now: float) -> float:
+    excess = failures.count - free
+    if excess < 0:
+        return 0.0
+    return failures.last + min(longest, 2.0 ** min(excess, 20)) - now
 
 
 throttle = Throttle()

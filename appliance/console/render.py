@@ -173,9 +173,11 @@ def adapter_title(name: str | None) -> Markup:
     if name is None:
         return Markup("Base model")
     made = _ADAPTER.fullmatch(name)
-    if made is None:
+    try:
+        moment = datetime.strptime(made[1] if made else "", "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
         return escape(name)
-    moment = datetime.strptime(made[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    assert made is not None
     return Markup("Learnt {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
 
 

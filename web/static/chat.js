@@ -9,6 +9,8 @@ const send = document.querySelector("#chat-send");
 const stop = document.querySelector("#chat-stop");
 const outline = document.querySelector("#exchange-template");
 
+const LOST = "The connection to the box was lost. Check that it is on, then send again.";
+
 let running = null;
 
 async function* eventsOf(body) {
@@ -57,6 +59,7 @@ async function ask(message) {
   follow();
   setRunning(new AbortController());
   let text = "";
+  let ended = false;
   try {
     const response = await fetch(form.action, {
       method: "POST",
@@ -75,17 +78,20 @@ async function ask(message) {
         text += data.text;
         answer.textContent = text;
       } else if (name === "problem") {
+        ended = true;
         problem(answer, data.message);
       } else if (name === "done") {
+        ended = true;
         await finish(article, data.id);
       }
       if (stick) follow();
     }
+    if (!ended) problem(answer, LOST);
   } catch (error) {
     if (error.name === "AbortError") {
       answer.textContent = text ? `${text} … (stopped)` : "(stopped)";
     } else {
-      problem(answer, "The connection to the box was lost. Check that it is on, then send again.");
+      problem(answer, LOST);
     }
   } finally {
     article.removeAttribute("aria-busy");
@@ -113,6 +119,15 @@ box.addEventListener("keydown", (event) => {
   event.preventDefault();
   form.requestSubmit();
 });
+
+// The forms behind the thumb open inside the scrolled conversation: bring them into it.
+transcript.addEventListener(
+  "toggle",
+  (event) => {
+    if (event.target.open) event.target.lastElementChild.scrollIntoView({ block: "nearest" });
+  },
+  true,
+);
 
 stop.addEventListener("click", () => {
   running?.abort();

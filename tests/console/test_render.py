@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from jinja2 import UndefinedError
+
+from appliance.console.render import adapter_title, duration, environment, measure, size, when
+
+
+def test_text_is_escaped() -> None:
+    template = environment().from_string("{{ text }} {{ text|adapter }} {{ text|measure }}")
+    assert "<" not in template.render(text="<script>alert(1)</script>")
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ nothing }}").render()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3_600, "1 h"), (4_000, "1 h 6 min"), (30_000, "8 h"),
+     (90_000, "1 day"), (200_000, "2 days"), (-5, "0 s")],
+)  # fmt: skip
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (4_880_000, "4.9 MB"), (271_000_000_000, "271 GB")]
+)
+def test_size(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_when() -> None:
+    now = time.time()
+    assert "just now" in when(now)
+    assert "2 min ago" in when(now - 130)
+    assert "in 4 min" in when(now + 299)
+    assert 'datetime="2026-11-22T20:15:00Z"' in when(1795378500.0, "full")
+    assert ">22 Nov 2026, 20:15 UTC<" in when(1795378500.0, "full")
+
+
+def test_adapters_are_called_by_when_they_were_learnt() -> None:
+    assert "22 Nov, 20:15" in adapter_title("adapter_20261122T201500Z")
+    assert adapter_title("adapter_20261122T201500Z-2").endswith(" #2")
+    assert adapter_title("grandmas-recipes") == "grandmas-recipes"
+    assert adapter_title(None) == "Base model"
+    assert adapter_title("adapter_20269922T201500Z") == "adapter_20269922T201500Z"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "\u2013"), (True, "yes"), (0.08333, "0.08333"), (26.7034, "26.7"), (18, "18"), ("ok", "ok")],
+)
+def test_measure(value: object, text: str) -> None:
+    assert measure(value) == text
