@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py [--bundle DIR] [--checkpoint DIR] [--json FILE]
 
-Without arguments it imports the default model into a cache directory (once) and makes the fp32
-checkpoint from the same GGUF. It prints a table and, with `--json`, writes the same numbers; the exit
-code is 1 when the bar is missed:
+Without arguments it imports the default model afresh and makes the fp32 checkpoint from the same
+GGUF (some minutes). It prints a table and, with `--json`, writes the same numbers; the exit code is 1
+when the bar is missed:
 
 * perplexity on `appliance/learning/data/generic.txt` within 1% of fp32;
 * greedy answers to the fixed prompts equal wherever fp32 is decisive, that is, at every token up to
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -71,7 +70,7 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Greedy:
-    """One prompt's comparison, fed with fp32's own tokens: `decided` of them, `equal` agree."""
+    """One prompt's comparison: fp32 decides `decided` tokens, the bundle says the first `equal` too."""
 
     prompt: str
     decided: int
@@ -122,26 +121,31 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
+def decided_answer(model: PreTrainedModel, prompt: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+    """fp32's greedy answer, as far as every token of it is decided."""
+    answer: list[int] = []
+    fresh, past = prompt, None
+    while len(answer) < ANSWER:
+        with torch.inference_mode():
+            out = model(torch.tensor([fresh]), past_key_values=past, use_cache=True, logits_to_keep=1)
+        best, second = out.logits[0, -1].topk(2).values.tolist()
+        token = int(out.logits[0, -1].argmax())
+        if best - second < DECISIVE:
+            break
+        answer.append(token)
+        if token in eos_ids:
+            break
+        fresh, past = [token], out.past_key_values
+    return answer
+
+
 def compare_greedy(session: Session, model: PreTrainedModel, tokenizer: Tokenizer, prompt: str) -> Greedy:
-    """fp32's greedy answer up to its first undecided token, and how much of it the bundle gives."""
+    """How much of fp32's decided greedy answer the bundle gives as well."""
     ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
-    with torch.inference_mode():
-        out = model.generate(
-            torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            max_new_tokens=ANSWER,
-            do_sample=False,
-            eos_token_id=list(tokenizer.eos_ids),
-            pad_token_id=tokenizer.eos_ids[0],
-        )[0].tolist()
-    reference = fp32_logits(model, out)[len(ids) - 1 : -1]
-    top = np.sort(reference, axis=1)[:, -2:]
-    undecided = np.flatnonzero(top[:, 1] - top[:, 0] < DECISIVE)
-    decided = int(undecided[0]) if len(undecided) else len(reference)
-    served = served_logits(session, out)[len(ids) - 1 : -1]
-    same = served.argmax(axis=1)[:decided] == np.array(out[len(ids) :])[:decided]
-    equal = decided if same.all() else int(np.flatnonzero(~same)[0])
-    return Greedy(prompt, decided, equal)
+    answer = decided_answer(model, ids, tokenizer.eos_ids)
+    served = served_logits(session, ids + answer)[len(ids) - 1 : len(ids) + len(answer) - 1].argmax(axis=1)
+    same = served == np.array(answer, np.int64)
+    return Greedy(prompt, len(answer), len(answer) if same.all() else int(same.argmin()))
 
 
 def measure(bundle: Bundle, checkpoint: Path, threads: int = 0) -> Report:
@@ -149,7 +153,9 @@ def measure(bundle: Bundle, checkpoint: Path, threads: int = 0) -> Report:
     tokenizer = Tokenizer(bundle)
     tokens = tokenizer.encode_prompt(TEXT.read_text(encoding="utf-8"))
     session = Session(bundle, None, KVCache(bundle.manifest, 1, len(tokens)), threads=threads)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, local_files_only=True
+    ).eval()
     targets = np.array(tokens[1:])
     reference = log_softmax(fp32_logits(model, tokens)[:-1])
     served = log_softmax(served_logits(session, tokens)[:-1])
@@ -165,13 +171,10 @@ def measure(bundle: Bundle, checkpoint: Path, threads: int = 0) -> Report:
 
 
 def default_checkpoint(out: Path) -> Path:
-    """The default model's GGUF as an fp32 checkpoint in `out`, made when it is not there."""
-    if not (out / "config.json").exists():
-        gguf = resolve(DEFAULT).path
-        assert gguf is not None
-        with tempfile.TemporaryDirectory(dir=out.parent) as temp:
-            gguf_to_checkpoint(gguf, Path(temp) / "checkpoint")
-            (Path(temp) / "checkpoint").rename(out)
+    """Write the default model's GGUF to `out` as an fp32 checkpoint."""
+    gguf = resolve(DEFAULT).path
+    assert gguf is not None
+    gguf_to_checkpoint(gguf, out)
     return out
 
 
@@ -192,22 +195,28 @@ def table(report: Report) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, help="bundle directory (default: the default model)")
     parser.add_argument("--checkpoint", type=Path, help="fp32 checkpoint directory it was imported from")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where default ones are kept")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    options.cache.mkdir(parents=True, exist_ok=True)
-    bundle = load_bundle(options.bundle) if options.bundle else import_model(DEFAULT, Home(options.cache.absolute()))
-    checkpoint = options.checkpoint or default_checkpoint(options.cache.absolute() / "fp32")
-    report = measure(bundle, checkpoint, options.threads)
+    with tempfile.TemporaryDirectory() as temp:
+        bundle = load_bundle(options.bundle) if options.bundle else import_model(DEFAULT, Home(Path(temp)))
+        checkpoint = options.checkpoint or default_checkpoint(Path(temp) / "fp32")
+        report = measure(bundle, checkpoint, options.threads)
     print(table(report))
     if options.json:
-        data = {**asdict(report), "ratio": report.ratio, "passed": report.passed, "base": bundle.manifest.base_hash}
+        data = {
+            **asdict(report),
+            "ratio": report.ratio,
+            "passed": report.passed,
+            "base": bundle.manifest.base_hash,
+        }
         options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return 0 if report.passed else 1
 

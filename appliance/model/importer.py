@@ -31,7 +31,7 @@ from appliance.model.bundle import (
     load_bundle,
     verify_bundle,
 )
-from appliance.model.source import LocalSource, Source, fetch, resolve
+from appliance.model.source import LocalSource, Source, count_parameters, fetch, resolve
 
 Progress = Callable[[str, float], None]
 _TEMP = ".import-"
@@ -215,7 +215,7 @@ def _intact(bundle: Bundle) -> Bundle | None:
 def _check_disk(home: Home, local: LocalSource) -> None:
     # fp32 graph, 8-bit bundle, and for a GGUF the fp32 checkpoint between them.
     width = 4 + 1.2 + (4 if local.kind == "gguf" else 0)
-    need = int(local.parameters * width) + 64 * 2**20
+    need = int(count_parameters(local) * width) + 64 * 2**20
     free = shutil.disk_usage(home.models).free
     if free < need:
         raise StorageFull(

@@ -53,13 +53,12 @@ class LocalSource:
 
     Attributes:
         hash: identity of the content.
-        parameters: number of weights (an upper bound), for the disk check.
+        licenses: files to put beside the weights.
     """
 
     kind: Literal["gguf", "checkpoint"]
     path: Path
     hash: str
-    parameters: int
     licenses: tuple[Path, ...]
 
 
@@ -100,14 +99,27 @@ def fetch(source: Source) -> LocalSource:
         raise BundleError(f"{source.id} has no path.")
     if source.kind == "checkpoint":
         return _inspect_checkpoint(source.path)
+    licenses = _embedded_licenses() if source.id == DEFAULT else _licenses(source.path.parent)
+    return LocalSource("gguf", source.path, hash_file(source.path).sha256, licenses)
+
+
+def count_parameters(local: LocalSource) -> int:
+    """How many weights the source has (an upper bound), for the disk check.
+
+    Raises:
+        BundleError: a GGUF file cannot be read, or is of a family that cannot be served.
+    """
+    if local.kind == "checkpoint":
+        size = sum(file.stat().st_size for file in local.path.glob("*.safetensors"))
+        config = read_config(local.path)
+        return size // (4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2)
     from appliance.model.convert import gguf_fields
 
-    fields = gguf_fields(source.path)
+    fields = gguf_fields(local.path)
     # GGUF files call the Mistral family "llama" as well.
     if fields["general.architecture"] not in FAMILIES:
         raise _unsupported(fields["general.architecture"])
-    licenses = _embedded_licenses() if source.id == DEFAULT else _licenses(source.path.parent)
-    return LocalSource("gguf", source.path, hash_file(source.path).sha256, fields["parameters"], licenses)
+    return int(fields["parameters"])
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -130,17 +142,14 @@ def _inspect_checkpoint(path: Path) -> LocalSource:
         raise _unsupported(family)
     if config.get("quantization_config"):
         raise BundleError(f"{path} is quantized already: import the original weights instead.")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
+    if not any(path.glob("*.safetensors")):
         raise BundleError(f"{path} has no *.safetensors file (other formats can run code and are refused).")
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise BundleError(f"{path} has no tokenizer.json.")
     digest = hashlib.sha256()
     for file in sorted(p for pattern in _WANTED for p in path.glob(pattern)):
         digest.update(f"{file.name} {hash_file(file).sha256}\n".encode())
-    size = sum(file.stat().st_size for file in weights)
-    width = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
-    return LocalSource("checkpoint", path, digest.hexdigest(), size // width, _licenses(path))
+    return LocalSource("checkpoint", path, digest.hexdigest(), _licenses(path))
 
 
 def _download(hub_id: str) -> Path:
