@@ -15,7 +15,7 @@ import logging.handlers
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,7 @@ def build(home: Home, config: Config) -> Parts:
     bundle = load_bundle(home.models / config.model.name)
     tokenizer = Tokenizer(bundle)
     registry = Registry(home, bundle.manifest)
-    adapter, notes = registry.load_at_start(lambda name: _accepted(store, name))
+    adapter, notes = registry.load_at_start(lambda adapter: _accepted(store, adapter))
     for note in notes:
         logger.warning(note)
         events.publish("adapter.fallback", message=note)
@@ -153,7 +153,7 @@ class Drafts:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._tasks: set[asyncio.Task[None]] = set()
-        self._remove = lambda: None
+        self._remove: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Draft what earlier critiques still lack, and new ones as they come."""
@@ -170,7 +170,8 @@ class Drafts:
 
     def stop(self) -> None:
         """Leave the rest for the next start."""
-        self._remove()
+        if self._remove is not None:
+            self._remove()
         for task in self._tasks:
             task.cancel()
 
@@ -259,9 +260,10 @@ def _engine(
         return Engine(bundle, tokenizer, config.model)
 
 
-def _accepted(store: Store, name: str) -> bool:
-    row = store.adapters.get(name)
-    return row is not None and row.state == "accepted"
+def _accepted(store: Store, adapter: Adapter) -> bool:
+    """Whether the gate has passed this very file, not just one of its name."""
+    row = store.adapters.get(adapter.name)
+    return row is not None and row.state == "accepted" and row.sha256 == adapter.sha256
 
 
 def _protected(store: Store) -> bool:

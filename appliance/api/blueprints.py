@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sanic import HTTPResponse, Request, Sanic
+from sanic import Request, Sanic
+from sanic.response import BaseHTTPResponse
 
 from appliance.api import completions, errors, health, learning, models, openapi
 from appliance.api.auth import identify
@@ -29,7 +30,7 @@ async def _start_clock(request: Request) -> None:
     request.ctx.began = time.monotonic()
 
 
-async def _count(request: Request, response: HTTPResponse) -> None:
+async def _count(request: Request, response: BaseHTTPResponse) -> None:
     metrics = request.app.ctx.metrics
     endpoint = request.route.path if request.route else "none"
     metrics.responses.labels(endpoint, response.status).inc()

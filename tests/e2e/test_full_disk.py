@@ -1,0 +1,66 @@
+"""A full disk: serving goes on, feedback is refused in words, nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemons import StartDaemon
+
+from appliance.home import Home
+from appliance.model.bundle import Bundle
+from appliance.store import Store
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert mounted.returncode == 0, f"this test mounts a tmpfs and so needs root: {mounted.stderr}"
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk(bundle: Bundle, small_disk: Path, start_daemon: StartDaemon) -> None:
+    home = Home(small_disk / "home")
+    home.root.mkdir()
+    home.models.symlink_to(bundle.path.parent)
+    home.ensure()
+    daemon = start_daemon("[lora]\nenabled = false", home=home)
+    acknowledged = []
+
+    def teach(number: int) -> int:
+        body = {"query": f"Question {number}?", "response": "No idea.", "correction": f"It is {number}."}
+        response = daemon.post("/v1/feedback", json=body)
+        if response.status_code == 200:
+            acknowledged.append(response.json()["id"])
+        else:
+            assert response.json()["error"]["code"] == "storage_full", response.text
+        return response.status_code
+
+    assert teach(0) == 200
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            pass
+    statuses = [teach(number) for number in range(1, 60)]
+    assert statuses[-1] == 507
+    assert daemon.ask("Say hello.", max_tokens=3)
+    assert daemon.get("/health").status_code == 200
+    filler.unlink()
+    assert teach(100) == 200
+    daemon.kill()
+    daemon.start()
+    store = Store.open(home)
+    assert {store.examples.get(example).state for example in acknowledged} == {"pending"}
+    store.close()
+    assert daemon.ask("Say hello.", max_tokens=3)
+    daemon.kill()
