@@ -116,6 +116,7 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
         KEEP_ALIVE_TIMEOUT=75,
         GRACEFUL_SHUTDOWN_TIMEOUT=SHUTDOWN_SECONDS,
         ACCESS_LOG=False,
+        AUTO_EXTEND=False,  # sanic-ext would put its own OpenAPI pages over ours
         FALLBACK_ERROR_FORMAT="json",
         MOTD=False,
     )
