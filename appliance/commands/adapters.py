@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ import click
 from appliance.commands.client import find_daemon
 from appliance.commands.local import no_daemon, open_store, served_bundle
 from appliance.commands.output import json_option, moment, print_json, print_table, size
-from appliance.errors import Conflict, NotFound
 from appliance.home import Home
 
 if TYPE_CHECKING:
+    from appliance.adapters.file import Adapter
     from appliance.adapters.registry import Registry
-    from appliance.store import Store
+    from appliance.learning.switch import Switch
 
 BASE = "base"
 
@@ -80,8 +81,8 @@ def promote(name: str) -> None:
     if daemon is not None:
         _say(daemon.post("/v1/adapters/promote", {"name": name})["current"])
         return
-    with no_daemon(home), open_store() as store:
-        _switch(_registry(home), store, None if name == BASE else name, "asked for on the command line")
+    wanted = None if name == BASE else name
+    _say(_at_rest(home, lambda switch: switch.promote(wanted, reason="asked for on the box", actor="owner")))
 
 
 @adapters.command()
@@ -92,14 +93,7 @@ def rollback() -> None:
     if daemon is not None:
         _say(daemon.post("/v1/adapters/rollback")["current"])
         return
-    with no_daemon(home), open_store() as store:
-        registry = _registry(home)
-        current = registry.current()
-        for switch in store.adapters.switches(limit=1000):
-            if switch.to == current and switch.from_ != current:
-                _switch(registry, store, switch.from_, "rolled back on the command line")
-                return
-    raise Conflict("There is nothing to roll back to: no other adapter was in service before.")
+    _say(_at_rest(home, lambda switch: switch.rollback("owner")))
 
 
 @adapters.command(
@@ -143,18 +137,35 @@ def _registry(home: Home) -> Registry:
     return Registry(home, served_bundle(home).manifest)
 
 
-def _switch(registry: Registry, store: Store, name: str | None, reason: str) -> None:
-    """Point the link at an adapter that reads well and that the gate has accepted."""
-    if name is not None:
-        adapter = registry.load(name)
-        row = store.adapters.get(name)
-        if row is None or row.sha256 != adapter.sha256:
-            raise NotFound(f"The gate has not judged this {name} yet: start the daemon, which does.")
-        if row.state != "accepted":
-            raise Conflict(f"{name} is {row.state}: only an adapter that passed the gate can be promoted.")
-    registry.set_current(name)
-    store.adapters.record_switch(name, reason, "owner")
-    _say(name)
+class _Resting:
+    """Stands where the engine is while no daemon runs: what the link says is in service at the next start."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    @property
+    def adapter(self) -> str | None:
+        return self._registry.current()
+
+    async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None:
+        """Nothing to do: the link is what counts."""
+
+
+def _at_rest(home: Home, act: Callable[[Switch], Coroutine[Any, Any, Any]]) -> str | None:
+    """Switch without a daemon, by the same rules; what is in service then."""
+    import asyncio
+
+    from appliance.events import EventBus
+    from appliance.learning.switch import Switch
+
+    registry = _registry(home)
+    with no_daemon(home), open_store() as store:
+
+        async def run() -> None:
+            await act(Switch(registry, store, _Resting(registry), EventBus()))
+
+        asyncio.run(run())
+    return registry.current()
 
 
 def _say(current: str | None) -> None:

@@ -71,8 +71,8 @@ def test_promote_and_roll_back(shammah: Shammah, boxed: Home) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("adapter_bad", "is rejected"),
-        ("adapter_new", "not judged"),
+        ("adapter_bad", "the gate rejected it"),
+        ("adapter_new", "not been through the gate"),
         ("absent", "no adapter"),
         ("../models/x", "no adapter"),
         ("current", "no adapter"),
@@ -89,11 +89,11 @@ def test_an_adapter_changed_since_it_was_judged(shammah: Shammah, boxed: Home, b
     put_adapter(boxed, bundle, "adapter_one", None, 0.5)
     done = shammah("adapters", "promote", "adapter_one")
     assert done.returncode == 1
-    assert "not judged" in done.stderr
+    assert "changed after the gate judged it" in done.stderr
 
 
 def test_nothing_to_roll_back_to(shammah: Shammah, boxed: Home) -> None:
-    assert "nothing to roll back to" in shammah("adapters", "rollback").stderr
+    assert "nothing was before it" in shammah("adapters", "rollback").stderr
 
 
 def test_not_while_a_daemon_starts(shammah: Shammah, boxed: Home) -> None:

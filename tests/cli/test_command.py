@@ -30,6 +30,7 @@ HEAVY = (
     "httpx",
     "rich",
     "sqlite3",
+    "asyncio",
 )
 
 

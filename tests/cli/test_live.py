@@ -1,0 +1,118 @@
+"""The command beside a running daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from daemons import Daemon, StartDaemon
+
+from appliance.store import Store
+
+Beside = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def beside(daemon: Daemon) -> Beside:
+    """Runs the command on the running daemon's home."""
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("shammah")), *args],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "SHAMMAH_HOME": str(daemon.home.root)},
+            check=False,
+        )
+
+    return run
+
+
+def test_status(daemon: Daemon, beside: Beside) -> None:
+    shown = beside("status")
+    assert shown.returncode == 0, shown.stderr
+    assert f"process {daemon.pid}" in shown.stdout
+    facts = json.loads(beside("status", "--json").stdout)
+    assert facts["running"] is True
+    assert facts["url"] == daemon.url
+    assert facts["health"] == "ok"
+    assert facts["training"]["enabled"] is False
+
+
+def test_the_token_file_is_private(daemon: Daemon) -> None:
+    assert daemon.home.daemon.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_daemon_on_the_home_is_refused(daemon: Daemon, beside: Beside) -> None:
+    done = beside("daemon", "--bind", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert "already running" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert daemon.get("/health").status_code == 200
+
+
+def test_the_store_is_shared(daemon: Daemon, beside: Beside) -> None:
+    daemon.ask("What is the capital of France?")
+    time.sleep(2)
+    assert "What is the capital of France?" in beside("queue", "show").stdout
+    exported = [json.loads(line)["query"] for line in beside("queue", "export").stdout.splitlines()]
+    assert exported == [json.loads(line)["query"] for line in daemon.home.queue.read_text().splitlines()]
+    secret = beside("keys", "create", "tablet").stdout.strip()
+    answered = daemon.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
+    assert answered.status_code == 200
+    beside("keys", "revoke", "tablet")
+    answered = daemon.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
+    assert answered.status_code == 401
+
+
+def test_switching_what_cannot_be_switched(daemon: Daemon, beside: Beside) -> None:
+    for args in (("promote", "absent"), ("promote", "../x"), ("rollback",)):
+        done = beside("adapters", *args)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ")
+        assert done.stderr.count("\n") == 1
+    assert beside("adapters", "promote", "base").returncode == 0
+    assert json.loads(beside("adapters", "list", "--json").stdout) == {"current": None, "data": []}
+
+
+def test_training_without_examples(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    environment = {**os.environ, "SHAMMAH_HOME": str(daemon.home.root)}
+    command = [sys.executable, "-m", "appliance.cli", "train"]
+    idle = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert idle.returncode == 0
+    assert "0 pending" in idle.stdout
+    now = subprocess.run([*command, "--now"], capture_output=True, text=True, env=environment, check=False)
+    assert now.returncode == 1
+    assert now.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_daemon_leaves_when_told(start_daemon: StartDaemon, end: signal.Signals) -> None:
+    daemon = start_daemon()
+    os.kill(daemon.pid, end)
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 0
+    assert not daemon.home.daemon.exists()
+    assert "Traceback" not in daemon.log
+
+
+def test_a_network_address_needs_credentials(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    assert daemon.stop() == 0
+    command = [sys.executable, "-m", "appliance.cli", "daemon", "--bind", f"0.0.0.0:{daemon.port}"]
+    environment = {**os.environ, "SHAMMAH_HOME": str(daemon.home.root)}
+    refused = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert refused.returncode == 1
+    assert "shammah console password" in refused.stderr
+    assert Store.open(daemon.home).keys.count() == 0
