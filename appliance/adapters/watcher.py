@@ -24,13 +24,14 @@ class AdapterWatcher:
 
     A file that is still being copied is waited for: it is reported when its size and time of change
     have stood still for `SETTLE_SECONDS`. Temporary files (with a dot in front) and links are not
-    adapters. Files that are there at the start are reported too.
+    adapters. Files that are there at the start are reported too; the callback's second argument
+    is false for these.
     """
 
     def __init__(
         self,
         registry: Registry,
-        callback: Callable[[Path], Awaitable[None]],
+        callback: Callable[[Path, bool], Awaitable[None]],
         *,
         settle: float = SETTLE_SECONDS,
     ) -> None:
@@ -59,7 +60,7 @@ class AdapterWatcher:
                 self._registry.directory, watch_filter=_Adapters(), stop_event=stop, recursive=False, step=100
             ):
                 for _, text in batch:
-                    self._notice(Path(text))
+                    self._notice(Path(text), fresh=True)
         finally:
             look.cancel()
 
@@ -67,14 +68,14 @@ class AdapterWatcher:
         # After the watch has begun: a file that comes in between is seen twice instead of never.
         await asyncio.sleep(LOOK_SECONDS)
         for name in await asyncio.to_thread(self._registry.list):
-            self._notice(self._registry.directory / f"{name}{SUFFIX}")
+            self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=False)
 
-    def _notice(self, path: Path) -> None:
+    def _notice(self, path: Path, *, fresh: bool) -> None:
         if path not in self._waiting:
-            task = asyncio.get_running_loop().create_task(self._report(path))
+            task = asyncio.get_running_loop().create_task(self._report(path, fresh))
             self._waiting[path] = task
 
-    async def _report(self, path: Path) -> None:
+    async def _report(self, path: Path, fresh: bool) -> None:
         try:
             seen = _state(path)
             while True:
@@ -87,7 +88,7 @@ class AdapterWatcher:
             # From here on a change is a new one.
             del self._waiting[path]
         try:
-            await self._callback(path)
+            await self._callback(path, fresh)
         except Exception:
             logger.exception("The adapter file %s could not be considered", path.name)
 

@@ -23,7 +23,7 @@ from typing import Any
 from appliance.adapters.file import Adapter, read_adapter
 from appliance.config import GateConfig
 from appliance.engine.offline import OfflineModel
-from appliance.errors import AdapterInvalid, ShammahError
+from appliance.errors import AdapterInvalid, ShammahError, Unavailable
 from appliance.files import write_atomic
 from appliance.learning.measure import (
     EXAMPLE_TOKENS,
@@ -218,14 +218,14 @@ class Gate:
         kept = {who: self._recall(who) for who in dict.fromkeys((None, reference))}
         self._steps = general * (1 + sum(value is None for value in kept.values())) + 2 * selection.steps
         base = kept[None] or self._general(None)
-        if reference:
-            ref_general = kept[reference] or self._general(reference)
-        else:
-            ref_general = base
+        ref_general = (kept[reference] or self._general(reference)) if reference else base
         ref_batch = self._particular(reference, selection)
-        new_general = self._general(candidate)
-        finite = math.isfinite(new_general.perplexity)
-        new_batch = self._particular(candidate, selection) if finite else Particular(None, (), ())
+        try:
+            new_general = self._general(candidate)
+            finite = math.isfinite(new_general.perplexity)
+            new_batch = self._particular(candidate, selection) if finite else Particular(None, (), ())
+        except Unavailable as error:
+            return _report([Check("finite", "Finite numbers", False, error.message)], [], started)
         against = reference.name if reference else "the base model"
         structure = Check(
             "structure",

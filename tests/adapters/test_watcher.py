@@ -19,7 +19,8 @@ from .conftest import META  # noqa: F401  (the fixtures live beside it)
 async def seen(registry: Registry, drop: Callable[..., Path]) -> AsyncIterator[asyncio.Queue[str]]:
     queue: asyncio.Queue[str] = asyncio.Queue()
 
-    async def note(path: Path) -> None:
+    async def note(path: Path, fresh: bool) -> None:
+        assert fresh is (path.stem != "earlier")
         await queue.put(f"{path.stem} {'there' if path.exists() else 'gone'}")
         if path.stem == "explodes":
             raise RuntimeError("a callback that fails")

@@ -1,0 +1,192 @@
+"""Child programs: trainer and gate, with niceness, memory and time limits, and their JSON lines.
+
+They may be killed at any time. Each has `--out` with a path inside its run's directory, by which
+one that outlived a killed daemon is found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.3
+MB = 1024 * 1024
+
+
+class ChildFailed(Exception):
+    """The program did not do its work; the message says why, for a person."""
+
+
+class ChildStopped(Exception):
+    """The program was stopped on request."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may take; beyond `memory_mb` or `seconds` it is killed."""
+
+    nice: int
+    memory_mb: int
+    seconds: float
+
+
+class Child:
+    """One program at a time; `stop` may come from any thread, also before `run`."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Kill what runs; `run` then raises `ChildStopped`, now and later."""
+        self._stop.set()
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        limits: Limits,
+        on_event: Callable[[dict[str, Any]], None],
+        on_start: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        """Run a program to its end.
+
+        Args:
+            command: program and arguments.
+            log: gets its stderr, and what it prints that is not a JSON object.
+            limits: what it may take.
+            on_event: called with each JSON object it prints, from a thread of its own.
+            on_start: called with its process id.
+
+        Raises:
+            ChildFailed: it failed, or went beyond a limit.
+            ChildStopped: `stop` was called.
+        """
+        if self._stop.is_set():
+            raise ChildStopped
+        with log.open("ab") as errors:
+            # A session of its own: Ctrl-C at the daemon's terminal is the daemon's business.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+            said: list[str] = []
+            assert process.stdout is not None
+            reader = threading.Thread(
+                target=_relay, args=(process.stdout, errors, on_event, said), name="child-output", daemon=True
+            )
+            try:
+                reader.start()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(process.pid).nice(limits.nice)
+                on_start(process.pid)
+                self._watch(process, limits)
+            finally:
+                _kill_group(process)
+                reader.join(timeout=5)
+                process.stdout.close()
+        if process.returncode:
+            raise ChildFailed(said[-1] if said else _why(process.returncode, log))
+
+    def _watch(self, process: subprocess.Popen[str], limits: Limits) -> None:
+        deadline = time.monotonic() + limits.seconds
+        while True:
+            try:
+                process.wait(POLL_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                pass
+            if self._stop.is_set():
+                raise ChildStopped
+            if time.monotonic() > deadline:
+                raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
+            used = resident_mb(process.pid)
+            if used > limits.memory_mb:
+                raise ChildFailed(
+                    f"It was stopped at {used:.0f} MB of memory; the limit is {limits.memory_mb} MB."
+                )
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process and all its children."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss
+    return total / MB
+
+
+def kill_orphans(directory: Path) -> int:
+    """Kill programs of a run whose daemon is gone; says how many there were.
+
+    They are known by their `--out` inside the run's directory: a process id alone may by now belong
+    to somebody else.
+    """
+    inside = f"{directory}{os.sep}"
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            pairs = itertools.pairwise(process.cmdline())
+            if any(name == "--out" and value.startswith(inside) for name, value in pairs):
+                process.kill()
+                found.append(process)
+    psutil.wait_procs(found, timeout=10)
+    return len(found)
+
+
+def _relay(
+    output: IO[str], log: IO[bytes], on_event: Callable[[dict[str, Any]], None], said: list[str]
+) -> None:
+    with contextlib.suppress(ValueError):  # closed under us: somebody inherited the pipe and holds it
+        for line in output:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if not isinstance(event, dict):
+                log.write(line.encode())
+                log.flush()
+                continue
+            if event.get("event") == "error":
+                said.append(str(event.get("message")))
+            try:
+                on_event(event)
+            except Exception:
+                logger.exception("A line of the child program could not be relayed")
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _why(code: int, log: Path) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system does that when memory runs out)" if code == -signal.SIGKILL else ""
+        return f"It was killed by {name}{hint}."
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"It ended with code {code}: {lines[-1][:300]}" if lines else f"It ended with code {code}."

@@ -1,0 +1,106 @@
+"""When a run starts by itself: enough examples, or the oldest has waited long enough.
+
+The queue is looked at whenever the store says that examples changed, and every few seconds, which
+is what notices time passing: a timeout, the end of a pause, resources that have become free.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from appliance.config import LoraConfig
+from appliance.learning.retry import Retry
+from appliance.store import Store
+from appliance.store.runs import Trigger
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Due:
+    """A run that should start now.
+
+    Attributes:
+        retry: the batch to try again, for trigger "retry".
+    """
+
+    trigger: Trigger
+    count: int
+    retry: Retry | None = None
+
+
+def find_due(
+    config: LoraConfig, *, pending: int, oldest: float | None, retry: Retry | None, now: float
+) -> Due | None:
+    """What the queue calls for.
+
+    Args:
+        config: threshold and timeout.
+        pending: examples in the queue.
+        oldest: when the longest waiting one came.
+        retry: a pause to keep, or a batch to try again first.
+        now: Unix time.
+    """
+    if retry is not None:
+        if now < retry.not_before:
+            return None
+        if retry.ids:
+            return Due("retry", len(retry.ids), retry)
+    if pending >= config.auto_train_threshold:
+        return Due("threshold", pending)
+    if oldest is not None and now >= oldest + config.batch_timeout_minutes * 60:
+        return Due("timeout", pending)
+    return None
+
+
+class Scheduler:
+    """Calls `check` often enough, in a thread of its own, never twice at the same time."""
+
+    def __init__(self, store: Store, check: Callable[[], None]) -> None:
+        self._store = store
+        self._check = check
+        self._nudged = threading.Event()
+        self._checking = threading.Lock()
+        self._jobs = BackgroundScheduler(
+            timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None}
+        )
+        self._remove: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._jobs.add_job(
+            self._run, "interval", seconds=CHECK_SECONDS, id="look", next_run_time=datetime.now(UTC)
+        )
+        self._jobs.start()
+        self._remove = self._store.on_change(self._changed)
+
+    def stop(self) -> None:
+        """Stop looking; waits for a check that is going on."""
+        self._remove()
+        self._jobs.shutdown(wait=True)
+
+    def nudge(self) -> None:
+        """Look now."""
+        if not self._nudged.is_set():
+            self._nudged.set()
+            self._jobs.add_job(self._run, "date", id="now", replace_existing=True)
+
+    def _changed(self, tables: frozenset[str]) -> None:
+        if "examples" in tables:
+            self.nudge()
+
+    def _run(self) -> None:
+        with self._checking:
+            self._nudged.clear()
+            try:
+                self._check()
+            except Exception:
+                logger.exception("The queue could not be looked at; trying again")

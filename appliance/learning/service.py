@@ -1,0 +1,294 @@
+"""The learning room's facade: when runs start, which one is going on, and dropped-in adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from appliance.adapters.registry import Registry
+from appliance.adapters.watcher import AdapterWatcher
+from appliance.config import Config
+from appliance.errors import Conflict, InvalidRequest, ShammahError
+from appliance.events import EventBus
+from appliance.home import Home
+from appliance.learning.dropped import DroppedIn
+from appliance.learning.guard import Deferral, check_resources
+from appliance.learning.retry import load_retry
+from appliance.learning.run import TRAINER, Runner, RunProgress
+from appliance.learning.scheduler import Due, Scheduler, find_due
+from appliance.learning.switch import Switch
+from appliance.model.bundle import Bundle
+from appliance.store import Store
+from appliance.store.runs import Run, Trigger
+
+logger = logging.getLogger(__name__)
+
+RECOVER_SECONDS = 30.0
+"""A run that could not be finished (a full disk) is taken up again after this."""
+
+ENDED = frozenset({"promoted", "rejected", "failed", "cancelled", "parked"})
+
+
+@dataclass(frozen=True)
+class LearningStatus:
+    """Where learning stands.
+
+    Attributes:
+        enabled: runs start by themselves.
+        pending: examples in the queue.
+        threshold: how many start a run.
+        timeout_at: when the queue is trained however short it is; None when it is empty.
+        run: the run going on.
+        deferral: why a run that is due has not started.
+        retry_at: when a batch whose run did not succeed is tried again.
+        last_run: the last one that ended.
+        review: critiques that wait for a person.
+    """
+
+    enabled: bool
+    pending: int
+    threshold: int
+    timeout_at: float | None
+    run: RunProgress | None
+    deferral: Deferral | None
+    retry_at: float | None
+    last_run: Run | None
+    review: int
+
+
+class Learning:
+    """Owns the learning thread, the scheduler and the watcher.
+
+    One thread does the slow things, one after the other: runs, and the gate for dropped-in files.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        store: Store,
+        registry: Registry,
+        bundle: Bundle,
+        switch: Switch,
+        events: EventBus,
+        *,
+        trainer: Sequence[str] = TRAINER,
+    ) -> None:
+        self._home = home
+        self._config = config
+        self._store = store
+        self._registry = registry
+        self._switch = switch
+        self._events = events
+        self._runner = Runner(home, config, store, registry, bundle, self._promote, events, trainer)
+        self._dropped = DroppedIn(home, config, store, registry, bundle, events)
+        self._scheduler = Scheduler(store, self._check)
+        self._lock = threading.Lock()
+        self._busy = True  # until what a crash left has been dealt with
+        self._asked = False
+        self._recover_after = 0.0
+        self._deferral: Deferral | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning")
+        self._stop = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take up what a crash left, then watch queue and directory."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._dropped.reconcile)
+        self._submit(self._recover)
+        self._scheduler.start()
+        self._watching = asyncio.create_task(AdapterWatcher(self._registry, self.consider).run(self._stop))
+
+    async def stop(self) -> None:
+        """Stop the run going on, if any; its examples are pending again."""
+        self._stop.set()
+        self._runner.close()
+        self._dropped.close()
+        await asyncio.to_thread(self._scheduler.stop)
+        # The loop goes on meanwhile: a switch under way ends first.
+        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
+        if self._watching is not None:
+            await self._watching
+
+    def request(self, trigger: Trigger = "person") -> Run:
+        """Start a run on all that is pending.
+
+        Raises:
+            Conflict: one is going on; or the box has nothing to spare now, and it starts by itself
+                as soon as it has.
+            InvalidRequest: the queue is empty.
+        """
+        with self._lock:
+            if self._busy:
+                progress = self._runner.progress
+                raise Conflict(
+                    f"{progress.id} is going on." if progress else "A run is just ending; try again."
+                )
+            if not self._store.examples.count("pending"):
+                raise InvalidRequest("The queue is empty: there is nothing to train on.")
+            deferral = check_resources(self._config.resources, self._home.root, person=True)
+            if deferral is not None:
+                self._asked = True
+                self._defer(deferral)
+                raise Conflict(
+                    f"Not now: {deferral.reason} The run starts by itself when that has passed.",
+                    code="deferred",
+                )
+            return self._begin(Due(trigger, 0))
+
+    def cancel(self) -> None:
+        """Stop the run going on; its examples are pending again, and wait for one batch timeout.
+
+        Raises:
+            Conflict: none is going on.
+        """
+        with self._lock:
+            if self._runner.progress is None and not self._asked:
+                raise Conflict("No run is going on.")
+            self._asked = False
+            self._runner.cancel()
+
+    def status(self) -> LearningStatus:
+        """Where learning stands now."""
+        examples, lora = self._store.examples, self._config.lora
+        oldest = examples.oldest_pending()
+        retry = load_retry(self._store.settings)
+        last = next((run for run in self._store.runs.list(limit=10) if run.state in ENDED), None)
+        return LearningStatus(
+            enabled=lora.enabled,
+            pending=examples.count("pending"),
+            threshold=lora.auto_train_threshold,
+            timeout_at=oldest + lora.batch_timeout_minutes * 60 if lora.enabled and oldest else None,
+            run=self._runner.progress,
+            deferral=self._deferral,
+            retry_at=retry.not_before if retry else None,
+            last_run=last,
+            review=examples.review_count(),
+        )
+
+    async def consider(self, path: Path, fresh: bool = True) -> None:
+        """Deal with an adapter file that appeared, changed or vanished.
+
+        A new one goes through the gate like any other; if it passes it is put in service. Files that
+        were found at the start (`fresh` false) are judged too, but only a person puts them in service.
+        """
+        if not path.exists():
+            if await asyncio.to_thread(self._dropped.vanished, path):
+                logger.warning("%s was removed while in service", path.name)
+                await self._switch.rollback("appliance", reason="its file was removed")
+            return
+        if not await asyncio.to_thread(self._dropped.known, path):
+            future = self._submit(lambda: self._judge_dropped(path, fresh))
+            await asyncio.wrap_future(future)
+
+    # -- in the learning thread ---------------------------------------------------------------
+
+    def _judge_dropped(self, path: Path, fresh: bool) -> None:
+        fingerprint = self._dropped.judge(path, self._switch.serving)
+        if fingerprint is not None and fresh:
+            self._promote(self._dropped.name(path), "dropped into the directory", fingerprint)
+
+    def _carry_out(self, run: Run) -> None:
+        try:
+            self._runner.carry_out(run)
+        finally:
+            self._idle()
+
+    def _recover(self) -> None:
+        try:
+            self._runner.recover()
+        finally:
+            self._idle()
+
+    def _idle(self) -> None:
+        with self._lock:
+            self._busy = False
+            self._recover_after = time.time() + RECOVER_SECONDS
+        if not self._stop.is_set():
+            self._scheduler.nudge()
+
+    def _promote(self, name: str, reason: str, fingerprint: tuple[int, ...] | None) -> None:
+        assert self._loop is not None
+        promotion = self._switch.promote(name, reason=reason, actor="appliance", fingerprint=fingerprint)
+        asyncio.run_coroutine_threadsafe(promotion, self._loop).result()
+
+    # -- when ---------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Start what is due. Called often."""
+        with self._lock:
+            if self._busy or self._stop.is_set():
+                return
+            if self._store.runs.unfinished():
+                if time.time() >= self._recover_after:
+                    self._busy = True
+                    self._submit(self._recover)
+                return
+            now = time.time()
+            due = self._due(now)
+            if due is None:
+                self._deferral = None
+                return
+            if self._deferral is not None and now < self._deferral.next_try:
+                return
+            person = due.trigger == "person"
+            deferral = check_resources(self._config.resources, self._home.root, person=person)
+            if deferral is not None:
+                self._defer(deferral)
+                return
+            if due.trigger == "threshold":
+                logger.info("Batch threshold reached, triggering training count=%d", due.count)
+            elif due.trigger == "timeout":
+                logger.info("Batch timeout reached, triggering training count=%d", due.count)
+            try:
+                self._begin(due)
+            except ShammahError as error:
+                logger.warning("No run: %s", error)
+                self._deferral = Deferral(error.message, now + self._config.resources.retry_minutes * 60)
+
+    def _due(self, now: float) -> Due | None:
+        examples = self._store.examples
+        pending = examples.count("pending")
+        if self._asked and pending:
+            return Due("person", pending)
+        if not self._config.lora.enabled:
+            return None
+        retry = load_retry(self._store.settings)
+        if retry is not None and retry.ids and now >= retry.not_before:
+            # Some of the batch may be superseded by now, or taken out by a person.
+            left = {example.id for example in examples.pending()} & set(retry.ids)
+            retry = replace(retry, ids=tuple(sorted(left)))
+        return find_due(
+            self._config.lora, pending=pending, oldest=examples.oldest_pending(), retry=retry, now=now
+        )
+
+    def _begin(self, due: Due) -> Run:
+        run = self._runner.begin(due.trigger, due.retry)
+        self._busy = True
+        self._asked = False
+        self._deferral = None
+        self._submit(lambda: self._carry_out(run))
+        return run
+
+    def _defer(self, deferral: Deferral) -> None:
+        if self._deferral is None or self._deferral.reason != deferral.reason:
+            logger.info("Training deferred: %s", deferral.reason)
+            self._events.publish("run.deferred", reason=deferral.reason, next_try=deferral.next_try)
+        self._deferral = deferral
+
+    def _submit(self, work: Callable[[], None]) -> Future[None]:
+        def logged() -> None:
+            try:
+                work()
+            except Exception:
+                logger.exception("The learning thread met an error")
+
+        return self._thread.submit(logged)

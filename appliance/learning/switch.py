@@ -1,0 +1,198 @@
+"""Which adapter is in service, and changing that without anybody noticing.
+
+The order of a switch: read and validate the file; have the engine build, probe and activate it; then
+point `current` to it and write the history in one step. Until the engine has taken it nothing has
+changed. If the link or the store then fail, the engine is given the old one back. A crash in between
+leaves `current` at the old one: whatever brought the box down is not served after the restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from appliance.adapters.file import Adapter
+from appliance.adapters.registry import Registry
+from appliance.errors import AdapterInvalid, Conflict, NotFound, ShammahError
+from appliance.events import EventBus
+from appliance.store import Store
+from appliance.store.adapters import Switch as Past
+
+logger = logging.getLogger(__name__)
+
+HISTORY = 1000
+T = TypeVar("T")
+
+
+class Swapper(Protocol):
+    """The engine, as far as a switch needs it."""
+
+    @property
+    def adapter(self) -> str | None: ...
+
+    async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None: ...
+
+
+class Switch:
+    """Promotes adapters and rolls back; one switch at a time."""
+
+    def __init__(self, registry: Registry, store: Store, engine: Swapper, events: EventBus) -> None:
+        self._registry = registry
+        self._store = store
+        self._engine = engine
+        self._events = events
+        self._lock = asyncio.Lock()
+        self._serving: str | None = None
+        """Hash of the file in service; None when base is, or when it came with the start."""
+
+    @property
+    def serving(self) -> str | None:
+        """Name of the adapter in service, None for base."""
+        return self._engine.adapter
+
+    async def promote(
+        self, name: str | None, *, reason: str, actor: str, fingerprint: tuple[int, ...] | None = None
+    ) -> None:
+        """Put an adapter in service, or base for None. What is in service already is left alone.
+
+        A switch that has begun is finished even if the caller is cancelled.
+
+        Args:
+            name: the adapter; the gate must have accepted this very file.
+            reason: why, for the history.
+            actor: who asked.
+            fingerprint: the probe's tokens as the gate saw them, to be met by the engine.
+
+        Raises:
+            NotFound: there is no such adapter.
+            AdapterInvalid: its file is damaged.
+            Conflict: the gate has not passed it.
+            Unavailable: the engine could not take it; the old one goes on.
+            StorageFull: likewise.
+        """
+        await _finish(self._locked(lambda: self._promote(name, reason, actor, fingerprint)))
+
+    async def rollback(self, actor: str, *, reason: str = "rolled back") -> str | None:
+        """Go back to what was in service before, as far as it still exists; base in the end.
+
+        Returns:
+            What is in service now.
+
+        Raises:
+            Conflict: base is in service, and there was nothing before it.
+        """
+        return await _finish(self._locked(lambda: self._rollback(actor, reason)))
+
+    async def previous(self) -> str | None:
+        """What `rollback` would lead to.
+
+        Raises:
+            Conflict: there is nothing to go back to.
+        """
+        return await asyncio.to_thread(self._previous)
+
+    async def _locked(self, act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with self._lock:
+            return await act()
+
+    async def _rollback(self, actor: str, reason: str) -> str | None:
+        name = await asyncio.to_thread(self._previous)
+        await self._promote(name, reason, actor, None)
+        return name
+
+    async def _promote(
+        self, name: str | None, reason: str, actor: str, fingerprint: tuple[int, ...] | None
+    ) -> None:
+        before = self._engine.adapter
+        adapter = None if name is None else await asyncio.to_thread(self._load, name)
+        linked = await asyncio.to_thread(self._registry.current)
+        same = adapter is None or self._serving in (None, adapter.sha256)
+        if before == linked == name and same:
+            return
+        await self._engine.swap(adapter, fingerprint)
+        try:
+            await asyncio.to_thread(self._record, name, linked, reason, actor)
+        except Exception:
+            await self._back_to(before)
+            raise
+        self._serving = adapter.sha256 if adapter else None
+        logger.info("In service: %s instead of %s (%s)", name or "base", before or "base", reason)
+        told = {"to": name, "from": before, "reason": reason, "actor": actor}
+        self._events.publish("adapter.promoted", **told)
+
+    def _load(self, name: str) -> Adapter:
+        adapter = self._registry.load(name)
+        row = self._store.adapters.get(name)
+        if row is None or row.state == "candidate":
+            raise Conflict(f"{name} has not been through the gate yet; try again when it has.", param="name")
+        if row.sha256 != adapter.sha256:
+            raise Conflict(f"{name} was changed after the gate judged it; it is judged again.", param="name")
+        if row.state != "accepted":
+            raise Conflict(f"{name} cannot be put in service: the gate rejected it.", param="name")
+        return adapter
+
+    def _record(self, name: str | None, linked: str | None, reason: str, actor: str) -> None:
+        moved = False
+        try:
+            with self._store.transaction():
+                self._store.adapters.record_switch(name, reason, actor)
+                self._store.audit.add(
+                    actor, "adapter.promote", {"to": name, "from": linked, "reason": reason}
+                )
+                self._registry.set_current(name)
+                moved = True
+        except BaseException:
+            if moved:  # the link is made, but the history could not be written
+                self._registry.set_current(linked)
+            raise
+
+    async def _back_to(self, name: str | None) -> None:
+        try:
+            old = None if name is None else await asyncio.to_thread(self._registry.load, name)
+            await self._engine.swap(old)
+        except ShammahError as error:
+            logger.error("The engine could not go back to %s: %s", name or "base", error)
+
+    def _previous(self) -> str | None:
+        """Below the adapter in service, the last one that can still serve."""
+        now = self._engine.adapter
+        line = lineage(self._store.adapters.switches(HISTORY))
+        if now in line:
+            line = line[: line.index(now)]
+        for name in reversed(line):
+            if name is None:
+                return None
+            try:
+                self._load(name)
+            except (NotFound, AdapterInvalid, Conflict):
+                continue
+            return name
+        if now is None:
+            raise Conflict("The base model is in service, and nothing was before it.")
+        return None
+
+
+def lineage(switches: list[Past]) -> list[str | None]:
+    """What was in service, oldest first, with every step back undone.
+
+    After base, A, B and back to A it is [base, A]: rolling back again leads to base, not to B.
+
+    Args:
+        switches: newest first.
+    """
+    line: list[str | None] = []
+    for past in reversed(switches):
+        if not line:
+            line.append(past.from_)
+        if past.to in line:
+            del line[line.index(past.to) + 1 :]
+        else:
+            line.append(past.to)
+    return line
+
+
+async def _finish(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when the caller is cancelled (a client that went away)."""
+    return await asyncio.shield(asyncio.ensure_future(work))
