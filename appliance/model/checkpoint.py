@@ -7,6 +7,7 @@ trained on them corrects the very rounding it will be served with.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from appliance.errors import BundleError
-from appliance.model.bundle import Bundle, Port
+from appliance.model.bundle import WEIGHTS, Bundle, Port
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -29,13 +30,15 @@ def load_checkpoint(bundle: Bundle) -> tuple[dict[str, Any], Weights]:
         BundleError: the graph is not one of ours.
     """
     config: dict[str, Any] = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
-    graph = onnx.load(bundle.model_path).graph
+    # Its weights are read here and not by onnx, which refuses a file that has hard links: a home
+    # kept by a backup program may well consist of them.
+    graph = onnx.load(bundle.model_path, load_external_data=False).graph
     inits = {tensor.name: tensor for tensor in graph.initializer}
     ports = {port.name: port for port in bundle.manifest.ports}
     weights: Weights = {}
 
     def array(name: str) -> npt.NDArray[Any]:
-        return numpy_helper.to_array(inits[name])
+        return _read(bundle, inits[name])
 
     try:
         for node in graph.node:
@@ -61,6 +64,20 @@ def load_checkpoint(bundle: Bundle) -> tuple[dict[str, Any], Weights]:
     except (KeyError, StopIteration, ValueError) as error:
         raise BundleError(f"The weights of {bundle.path} cannot be read back: {error!r}") from error
     return config, {name: np.array(value, np.float32) for name, value in weights.items()}
+
+
+def _read(bundle: Bundle, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    if where["location"] != WEIGHTS:
+        raise ValueError(f"{tensor.name} is kept in {where['location']!r}")
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    count = math.prod(tensor.dims)
+    values = np.fromfile(bundle.path / WEIGHTS, dtype, count, offset=int(where.get("offset", 0)))
+    if len(values) != count:
+        raise ValueError(f"{tensor.name} is cut off")
+    return values.reshape(tuple(tensor.dims))
 
 
 def _dequantize(packed: npt.NDArray[Any], scales: npt.NDArray[Any], width: int) -> npt.NDArray[np.float32]:
