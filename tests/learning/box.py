@@ -1,0 +1,152 @@
+"""The learning room with everything real around it: store, engine, registry, switch."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
+from appliance.adapters.registry import Registry
+from appliance.config import Config, ModelConfig, parse_config
+from appliance.engine.engine import Engine
+from appliance.engine.request import GenerationRequest
+from appliance.engine.sampling import SamplingParams
+from appliance.events import Event, EventBus
+from appliance.home import Home
+from appliance.learning.run import TRAINER
+from appliance.learning.service import Learning
+from appliance.learning.switch import Switch
+from appliance.model.bundle import Bundle
+from appliance.model.tokenizer import Tokenizer
+from appliance.store import Store
+from appliance.store.examples import Example, NewExample
+
+MODEL = ModelConfig(slots=2, context_length=512, threads=2)
+# The machine that tests may be busy and small: these are not what is tested.
+FREE = """
+[resources]
+max_load_per_core = 1000
+min_free_memory_mb = 0
+min_free_disk_mb = 0
+max_temperature_c = 149
+min_battery_percent = 0
+retry_minutes = {retry_minutes}
+"""
+
+
+@dataclass
+class Box:
+    """A running box without HTTP."""
+
+    home: Home
+    config: Config
+    store: Store
+    bundle: Bundle
+    tokenizer: Tokenizer
+    registry: Registry
+    engine: Engine
+    switch: Switch
+    learning: Learning
+    events: EventBus
+    seen: list[Event]
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 300) -> Any:
+        """Wait for something to become true."""
+        deadline = time.monotonic() + seconds
+        while not (value := await asyncio.to_thread(condition)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {seconds} s; events: {[event.name for event in self.seen]}")
+            await asyncio.sleep(0.1)
+        return value
+
+    async def finished(self, count: int = 1, seconds: float = 600) -> Event:
+        """Wait for the `count`-th run to end."""
+        await self.until(lambda: len(self.named("run.finished")) >= count, seconds)
+        return self.named("run.finished")[count - 1]
+
+    def named(self, name: str) -> list[Event]:
+        return [event for event in self.seen if event.name == name]
+
+    async def ask(self, question: str, max_tokens: int = 20) -> str:
+        prompt = tuple(self.tokenizer.encode_chat([{"role": "user", "content": question}]))
+        request = GenerationRequest(prompt, max_tokens, SamplingParams(temperature=0))
+        return "".join([delta.text async for delta in self.engine.generate(request)])
+
+
+@asynccontextmanager
+async def running(
+    home: Home, bundle: Bundle, text: str = "", trainer: Sequence[str] = TRAINER, retry_minutes: float = 5
+) -> AsyncIterator[Box]:
+    """A box on `home`, stopped in the end."""
+    config = parse_config(f"{text}\n{FREE.format(retry_minutes=retry_minutes)}")
+    events, seen = EventBus(), list[Event]()
+    events.listen(seen.append)
+    store = Store.open(home)
+    tokenizer = Tokenizer(bundle)
+    registry = Registry(home, bundle.manifest)
+
+    def accepted(adapter: Any) -> bool:
+        row = store.adapters.get(adapter.name)
+        return row is not None and row.state == "accepted" and row.sha256 == adapter.sha256
+
+    adapter, _ = registry.load_at_start(accepted)
+    engine = Engine(bundle, tokenizer, MODEL, adapter)
+    switch = Switch(registry, store, engine, events)
+    learning = Learning(home, config, store, registry, bundle, switch, events, trainer=trainer)
+    engine.start()
+    await learning.start()
+    try:
+        yield Box(home, config, store, bundle, tokenizer, registry, engine, switch, learning, events, seen)
+    finally:
+        await learning.stop()
+        await asyncio.to_thread(engine.stop)
+        store.close()
+
+
+def add(store: Store, query: str, response: str, **fields: Any) -> Example:
+    """An example as collection or feedback would store it."""
+    kind = fields.pop("kind", "automatic")
+    return store.examples.add(
+        NewExample(
+            kind=kind,
+            query=query,
+            response=response,
+            target=fields.pop("target", response),
+            weight=fields.pop("weight", 1.0),
+            messages=[{"role": "user", "content": query}],
+            **fields,
+        )
+    )
+
+
+def add_correction(store: Store, query: str, wrong: str, right: str, weight: float = 10.0) -> Example:
+    return add(store, query, wrong, kind="correction", target=right, correction=right, weight=weight)
+
+
+def make_adapter(
+    path: Path, bundle: Bundle, *, scale: float, seed: int = 0, modules: Sequence[str] = ("o_proj",)
+) -> Path:
+    """A random adapter that fits the bundle: harmless with a small `scale`, ruinous with a large one."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for port in bundle.manifest.ports:
+        for part in port.parts:
+            if part.module.rpartition(".")[2] in modules:
+                tensors[tensor_key(part.module, "A")] = random.standard_normal((4, port.inputs)).astype(
+                    np.float32
+                )
+                tensors[tensor_key(part.module, "B")] = (
+                    random.standard_normal((part.out, 4)).astype(np.float32) * scale
+                )
+    temp = path.with_name(f".{path.name}")
+    write_adapter(temp, tensors, AdapterMeta(bundle.manifest.base_hash, 4, 4.0, tuple(modules)))
+    shutil.move(temp, path)
+    return path

@@ -1,0 +1,103 @@
+"""Child programs and their limits, with real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
+
+LIMITS = Limits(nice=5, memory_mb=2000, seconds=60)
+
+
+def run(
+    tmp_path: Path, code: str, limits: Limits = LIMITS, child: Child | None = None
+) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    (child or Child()).run(
+        [sys.executable, "-c", code], log=tmp_path / "log", limits=limits, on_event=events.append
+    )
+    return events
+
+
+def test_lines_are_relayed_and_the_rest_is_logged(tmp_path: Path) -> None:
+    code = """
+import sys
+print('{"event": "step", "step": 1}')
+print('hello')
+print('[1]')
+print('oops', file=sys.stderr)
+"""
+    assert run(tmp_path, code) == [{"event": "step", "step": 1}]
+    assert sorted((tmp_path / "log").read_text().split()) == ["[1]", "hello", "oops"]
+
+
+def test_it_runs_nicely(tmp_path: Path) -> None:
+    code = "import os, time, json; time.sleep(0.5); print(json.dumps({'nice': os.nice(0)}))"
+    assert run(tmp_path, code)[0]["nice"] >= 5
+
+
+def test_a_failure_is_told_in_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match=r"^too little data$"):
+        run(tmp_path, 'print(\'{"event": "error", "message": "too little data"}\'); raise SystemExit(1)')
+    with pytest.raises(ChildFailed, match="ended with code 1: ValueError: bad"):
+        run(tmp_path, "raise ValueError('bad')")
+    with pytest.raises(ChildFailed, match="killed by SIGKILL"):
+        run(tmp_path, "import os; os.kill(os.getpid(), 9)")
+
+
+def test_memory_is_limited_children_included(tmp_path: Path) -> None:
+    code = "x = bytearray(300_000_000); import time; time.sleep(60)"
+    hungry = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    started = time.monotonic()
+    with pytest.raises(ChildFailed, match="MB of memory; the limit is 200 MB"):
+        run(tmp_path, hungry, Limits(0, 200, 60))
+    assert time.monotonic() - started < 40
+    assert not [p for p in psutil.Process().children(recursive=True) if "bytearray" in " ".join(p.cmdline())]
+
+
+def test_time_is_limited(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match="the limit"):
+        run(tmp_path, "import time; time.sleep(60)", Limits(0, 2000, 0.5))
+
+
+def test_it_can_be_stopped(tmp_path: Path) -> None:
+    child = Child()
+    threading.Timer(0.5, child.stop).start()
+    started = time.monotonic()
+    with pytest.raises(ChildStopped):
+        run(tmp_path, "import time; time.sleep(60)", child=child)
+    assert time.monotonic() - started < 20
+    with pytest.raises(ChildStopped):
+        run(tmp_path, "print(1)", child=child)
+
+
+def test_orphans_are_known_by_their_output(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ours = subprocess.Popen([*sleep, "--out", f"{tmp_path}/run_1/candidate"])
+    other = subprocess.Popen([*sleep, "--out", f"{tmp_path}/run_12/candidate"])
+    reader = subprocess.Popen([*sleep, f"{tmp_path}/run_1/log"])
+    try:
+        time.sleep(0.3)
+        assert kill_orphans(tmp_path / "run_1") == 1
+        assert ours.wait(10) is not None  # psutil has taken its exit code
+        assert other.poll() is None
+        assert reader.poll() is None
+        assert kill_orphans(tmp_path / "run_1") == 0
+    finally:
+        for process in (ours, other, reader):
+            process.kill()
+            process.wait()
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
+    code = "import os, json; print(json.dumps({'session': os.getsid(0)}))"
+    assert run(tmp_path, code)[0]["session"] != os.getsid(0)
