@@ -44,14 +44,14 @@ def load_checkpoint(bundle: Bundle) -> tuple[dict[str, Any], Weights]:
         for node in graph.node:
             if node.op_type == "MatMulNBits":
                 width = _attribute(node, "K")
-                matrix = _dequantize(array(node.input[1]), array(node.input[2]), width)
+                matrix = dequantize_blocks(array(node.input[1]), array(node.input[2]), width)
                 if "logits" in node.output:
                     if not config.get("tie_word_embeddings"):
                         weights["lm_head.weight"] = matrix
                 else:
                     weights.update(_split(ports[_port_name(node.name)], matrix, "weight"))
             elif node.op_type == "GatherBlockQuantized":
-                table = _dequantize(array(node.input[0]), array(node.input[2]), config["hidden_size"])
+                table = dequantize_blocks(array(node.input[0]), array(node.input[2]), config["hidden_size"])
                 weights["model.embed_tokens.weight"] = table
             elif node.op_type == "Add" and node.name.endswith("_proj/Add"):
                 bias = next(name for name in node.input if name in inits)
@@ -78,16 +78,6 @@ def _read(bundle: Bundle, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
     if len(values) != count:
         raise ValueError(f"{tensor.name} is cut off")
     return values.reshape(tuple(tensor.dims))
-
-
-def _dequantize(packed: npt.NDArray[Any], scales: npt.NDArray[Any], width: int) -> npt.NDArray[np.float32]:
-    """[rows, ...] bytes and [rows, blocks] scales to [rows, width]; 128 stands for zero."""
-    rows = packed.shape[0]
-    scales = scales.reshape(rows, -1, 1)
-    blocks = packed.reshape(rows, scales.shape[1], -1).astype(np.float32)
-    blocks -= 128
-    blocks *= scales
-    return blocks.reshape(rows, -1)[:, :width]
 
 
 def _split(port: Port, value: npt.NDArray[Any], kind: str) -> Weights:

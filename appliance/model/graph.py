@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization.matmul_nbits_quantizer import (
-    DefaultWeightOnlyQuantConfig,
-    DefaultWeightOnlyQuantizer,
-    MatMulNBitsQuantizer,
-)
 
 from appliance.errors import BundleError
 from appliance.model.bundle import MODEL, WEIGHTS, Port, PortPart
+from appliance.model.quantize import BITS, BLOCK, quantize_blocks
 
-BITS = 8
-BLOCK = 32
 QUANTIZATION = f"int{BITS}-b{BLOCK}"
 _LINEAR = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+_proj)/MatMul")
 _SCOPE = {"attn": "self_attn", "mlp": "mlp"}
 _HEAD = "/lm_head/MatMul"
 _EMBED = "/model/embed_tokens/Gather"
+_DOMAIN = "com.microsoft"
 
 
 def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ...]:
@@ -50,7 +46,8 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
     ports = _open_ports(graph, config)
     _prune(graph)
     _check_inputs(graph)
-    model = _quantize(model)
+    _quantize(graph)
+    _prune(graph)
     onnx.save(
         model,
         out / MODEL,
@@ -141,70 +138,62 @@ def _open_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, .
     return tuple(ports)
 
 
-def _quantize(model: onnx.ModelProto) -> onnx.ModelProto:
-    quant = DefaultWeightOnlyQuantConfig(
-        block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=BITS, op_types_to_quantize=("MatMul",)
-    )
-    adapters = [node.name for node in model.graph.node if ".lora" in node.name]
-    embed = _node(model.graph, _EMBED)
-    table = _embedding_table(model.graph, embed)
-    quantizer = MatMulNBitsQuantizer(
-        model,
-        bits=BITS,
-        block_size=BLOCK,
-        is_symmetric=True,
-        accuracy_level=4,
-        nodes_to_exclude=adapters,
-        op_types_to_quantize=("MatMul",),
-        algo_config=quant,
-    )
-    quantizer.process()
-    model = quantizer.model.model
-    graph = model.graph
-    _quantize_embedding(graph, table, quant)
-    _prune(graph)
-    return model
-
-
-def _embedding_table(graph: onnx.GraphProto, embed: onnx.NodeProto) -> str | np.ndarray[Any, Any]:
-    """The name of the head's weights when they are shared, else the table itself."""
+def _quantize(graph: onnx.GraphProto) -> None:
+    """Linear layers and embedding to 8 bits; a table shared by head and embedding stays shared in value."""
     inits = {tensor.name: tensor for tensor in graph.initializer}
-    name = embed.input[0]
-    if name in inits:
-        return numpy_helper.to_array(inits[name])
-    producer = next(node for node in graph.node if name in node.output)
-    if producer.op_type != "Transpose" or producer.input[0] != _node(graph, _HEAD).input[1]:
+    head, embed = _node(graph, _HEAD), _node(graph, _EMBED)
+    tied = embed.input[0] not in inits
+    if tied and not any(
+        node.op_type == "Transpose" and node.input[0] == head.input[1] and embed.input[0] in node.output
+        for node in graph.node
+    ):
         raise BundleError("This model's embedding cannot be served: it is neither a table nor the head's.")
-    return str(producer.input[0])
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in inits and ".lora" not in node.name:
+            weights = numpy_helper.to_array(inits[node.input[1]])
+            packed, scales = quantize_blocks(np.ascontiguousarray(weights.T))
+            _make_matmul(graph, node, weights.shape, packed, scales)
+            if tied and node.name == f"{_HEAD}_Q8":
+                _make_embedding(graph, embed, packed, scales)
+    if not tied:
+        _make_embedding(graph, embed, *quantize_blocks(numpy_helper.to_array(inits[embed.input[0]])))
 
 
-def _quantize_embedding(
-    graph: onnx.GraphProto, table: str | np.ndarray[Any, Any], quant: DefaultWeightOnlyQuantConfig
+def _make_matmul(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    shape: tuple[int, ...],
+    packed: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.float32],
 ) -> None:
-    embed = _node(graph, _EMBED)
-    if isinstance(table, str):
-        head = next(node for node in graph.node if "logits" in node.output)
-        inits = {tensor.name: tensor for tensor in graph.initializer}
-        packed, scales = (numpy_helper.to_array(inits[name]) for name in head.input[1:3])
-        vocab = packed.shape[0]
-    else:
-        vocab = table.shape[0]
-        packed, scales, _ = DefaultWeightOnlyQuantizer(quant).qbits_block_quant(np.ascontiguousarray(table.T))
-    packed, scales = packed.reshape(vocab, -1), scales.reshape(vocab, -1)
-    embed.op_type, embed.domain = "GatherBlockQuantized", "com.microsoft"
-    ids = embed.input[1]
-    del embed.attribute[:], embed.input[:]
-    embed.attribute.extend(
-        helper.make_attribute(name, value)
-        for name, value in (("bits", BITS), ("block_size", BLOCK), ("gather_axis", 0), ("quantize_axis", 1))
-    )
-    embed.input.extend(["embed_tokens.weight_Q8", ids, "embed_tokens.weight_scales"])
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(packed, "embed_tokens.weight_Q8"),
-            numpy_helper.from_array(scales, "embed_tokens.weight_scales"),
-        ]
-    )
+    names = [f"{node.input[1]}_Q8", f"{node.input[1]}_scales"]
+    node.name += "_Q8"
+    node.op_type, node.domain = "MatMulNBits", _DOMAIN
+    node.input[1:] = names
+    # Level 4: the product is computed on 8-bit activations, which is what makes it fast.
+    facts = {"K": shape[0], "N": shape[1], "bits": BITS, "block_size": BLOCK, "accuracy_level": 4}
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in facts.items())
+    _add(graph, names, packed, scales)
+
+
+def _make_embedding(
+    graph: onnx.GraphProto,
+    embed: onnx.NodeProto,
+    packed: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.float32],
+) -> None:
+    names = ["embed_tokens.weight_Q8", "embed_tokens.weight_scales"]
+    embed.op_type, embed.domain = "GatherBlockQuantized", _DOMAIN
+    embed.input[:] = [names[0], embed.input[1], names[1]]
+    facts = {"bits": BITS, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    del embed.attribute[:]
+    embed.attribute.extend(helper.make_attribute(name, value) for name, value in facts.items())
+    _add(graph, names, packed.reshape(packed.shape[0], -1), scales)
+
+
+def _add(graph: onnx.GraphProto, names: list[str], *arrays: npt.NDArray[Any]) -> None:
+    tensors = (numpy_helper.from_array(array, name) for name, array in zip(names, arrays, strict=True))
+    graph.initializer.extend(tensors)
 
 
 def _check_inputs(graph: onnx.GraphProto) -> None:
