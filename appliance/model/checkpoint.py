@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from appliance.errors import BundleError
 from appliance.model.bundle import WEIGHTS, Bundle, Port
+from appliance.model.quantize import dequantize_blocks
 
 Weights = dict[str, npt.NDArray[np.float32]]
 

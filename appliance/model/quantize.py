@@ -78,4 +78,5 @@ def _scales(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         better = fits & (error < least)
         best = np.where(better, scale, best)
         least = np.where(better, error, least)
-    return best.astype(np.float32)
+    scales: npt.NDArray[np.float32] = best.astype(np.float32)
+    return scales
