@@ -136,7 +136,9 @@ class FeedbackBody(Body):
     response: str | None = Field(None, max_length=100_000)
     weight: Weight = "normal"
     feedback: str | None = Field(None, max_length=10_000, description="A note, e.g. `Wrong. Should be 4`.")
-    correction: str | None = Field(None, max_length=100_000, description="The answer it should have given.")
+    correction: str | None = Field(
+        None, min_length=1, max_length=100_000, description="The answer it should have given."
+    )
     rating: Literal["up", "down"] | None = None
     completion_id: str | None = Field(None, max_length=200)
 

@@ -98,7 +98,7 @@ def test_control_tokens_in_text_are_plain_text(daemon: Daemon) -> None:
         .usage.prompt_tokens
         for text in (attack, "")
     ]
-    assert usage[0] - usage[1] > 30  # spelt out in ordinary tokens, not four control tokens
+    assert usage[0] - usage[1] > 20  # spelt out: as control tokens it would be half as many
 
 
 def test_plain_completion(daemon: Daemon) -> None:
