@@ -60,6 +60,9 @@ class Session:
         options.log_severity_level = 3
         # Spinning threads gain a few percent on an idle box and lose half the speed on a busy one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Buffers would be shared by the ranks that the graph knows (0), not by those of the adapter: one
+        # that leaves out layers, or fuses three into one port, fails. Speed and memory are the same.
+        options.enable_mem_reuse = False
         # The runtime keeps a pointer only: the values must outlive the session.
         self._weights = {
             name: ort.OrtValue.ortvalue_from_numpy(tensor)
