@@ -92,10 +92,11 @@ def prepare(ctx: Any, message: str, previous: str) -> Turn:
     room = ctx.engine.context_length - len(prompt)
     if room < _ANSWER_ROOM:
         raise ContextOverflow("This conversation has become too long for the model. Start a new one.")
-    limit = min(room, ctx.config.model.default_max_tokens)
-    # Greedy: the owner sees what the box believes, and the same answer before and after a switch.
-    greedy = SamplingParams(temperature=0)
-    return Turn(messages, GenerationRequest(prompt=tuple(prompt), max_tokens=limit, sampling=greedy))
+    # The same defaults as for devices: the owner sees what they see.
+    defaults = ctx.config.model
+    sampling = SamplingParams(temperature=defaults.temperature, top_p=defaults.top_p)
+    limit = min(room, defaults.default_max_tokens)
+    return Turn(messages, GenerationRequest(prompt=tuple(prompt), max_tokens=limit, sampling=sampling))
 
 
 async def stream(ctx: Any, turn: Turn) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:

@@ -74,7 +74,7 @@ def _remaining(failures: _Failures, free: int, longest: float, now: float) -> fl
     excess = failures.count - free
     if excess < 0:
         return 0.0
-    return failures.last + min(longest, 2.0 ** min(excess, 20)) - now
+    return failures.last + min(longest, 2.0 ** min(excess + 2, 20)) - now
 
 
 throttle = Throttle()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.console.resources import Resources, read_resources
+from appliance.learning.service import LearningStatus
+from appliance.learning.switch import lineage
 from appliance.store.adapters import AdapterRow
 from appliance.store.completions import StoredCompletion
 from appliance.store.examples import Example
@@ -14,6 +16,7 @@ from appliance.store.runs import Run
 RUNS_SHOWN = 8
 ADAPTERS_SHOWN = 30
 REVIEW_SHOWN = 20
+SWITCHES_READ = 200
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class Overview:
         model: name of the bundle.
         adapter: what answers now; None is the base model.
         since: when that came into service.
-        can_roll_back: there was another adapter (or base) in service before.
+        can_roll_back: something else was in service before.
+        previous: what that was; None is the base model.
         learning: the learning room's status.
-        collecting: whether exchanges with devices are stored.
+        collecting: exchanges with devices are stored.
+        paused: why they are not at the moment, though they should be.
         resources: a fresh reading.
     """
 
@@ -34,8 +39,10 @@ class Overview:
     adapter: str | None
     since: float
     can_roll_back: bool
-    learning: Any
+    previous: str | None
+    learning: LearningStatus
     collecting: bool
+    paused: str | None
     resources: Resources
 
 
@@ -57,14 +64,19 @@ class Adapters:
 
 def overview(ctx: Any) -> Overview:
     """Read the cards' figures."""
-    switches = ctx.store.adapters.switches(1)
+    serving = ctx.engine.adapter
+    switches = ctx.store.adapters.switches(SWITCHES_READ)
+    line = lineage(switches)
+    before = line[: line.index(serving)] if serving in line else line
     return Overview(
         model=ctx.bundle.manifest.name,
-        adapter=ctx.engine.adapter,
+        adapter=serving,
         since=switches[0].at if switches else ctx.started_at,
-        can_roll_back=bool(switches),
+        can_roll_back=bool(before) or serving is not None,
+        previous=before[-1] if before else None,
         learning=ctx.learning.status(),
         collecting=ctx.config.collect.enabled,
+        paused=ctx.collector.paused,
         resources=read_resources(ctx.home.root),
     )
 

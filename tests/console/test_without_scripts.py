@@ -1,0 +1,64 @@
+"""Everything an owner must be able to do, in a browser that runs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from browsing import FIRST, PHONE, give_past, opened
+from daemons import StartDaemon
+from playwright.sync_api import Page, expect
+
+from appliance.model.bundle import Bundle
+from appliance.store.owner import set_password
+
+CONFIG = """
+[lora]
+auto_train_threshold = 1000
+[train]
+epochs = 1
+[resources]
+max_load_per_core = 1000
+min_free_memory_mb = 0
+"""
+
+
+@pytest.mark.slow
+def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Callable[..., Page]) -> None:
+    box = start_daemon(CONFIG)
+    give_past(box.home, bundle)
+    with opened(box.home) as store:
+        set_password(store, "correct horse battery")
+    page = open_page(box.url, PHONE, scripts=False)
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+
+    page.get_by_label("Message").fill("Who waters the plants?")
+    page.get_by_role("button", name="Send").click()
+    exchange = page.locator(".exchange")
+    expect(exchange).to_contain_text("Who waters the plants?")
+    exchange.locator("summary").click()
+    exchange.get_by_label("What should it have said?").fill("Aunt Rosa waters the plants.")
+    exchange.get_by_role("button", name="Learn this answer").click()
+    expect(page.locator(".flash-good")).to_contain_text("high weight")
+    expect(exchange).to_contain_text("will be learnt in the next run")
+
+    review = page.locator("#review .review").first
+    review.get_by_role("textbox").fill("The spare key hangs in the shed.")
+    review.get_by_role("button", name="Learn this").click()
+    expect(page.locator(".flash-good")).to_contain_text("learnt in the next run")
+
+    page.get_by_role("button", name="Train now").click()
+    expect(page.locator(".flash-good")).to_contain_text("on its way")
+    expect(page.locator("#overview")).to_contain_text("Run in progress")
+    page.get_by_role("button", name="Stop this run").click()
+    expect(page.locator(".flash-good")).to_contain_text("being stopped")
+
+    page.get_by_role("button", name=f"Promote {FIRST}").click()
+    expect(page.locator(f"#row-{FIRST}")).to_contain_text("In service")
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.locator(".flash-good")).to_contain_text("Rolled back")
+    expect(page.locator("#row-base")).to_contain_text("In service")
+
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Password")).to_be_visible()
