@@ -154,9 +154,10 @@ def _quantize(graph: onnx.GraphProto) -> None:
             packed, scales = quantize_blocks(np.ascontiguousarray(weights.T))
             _make_matmul(graph, node, weights.shape, packed, scales)
             if tied and node.name == f"{_HEAD}_Q8":
-                _make_embedding(graph, embed, packed, scales)
+                _make_embedding(graph, embed, weights.shape[0], packed, scales)
     if not tied:
-        _make_embedding(graph, embed, *quantize_blocks(numpy_helper.to_array(inits[embed.input[0]])))
+        table = numpy_helper.to_array(inits[embed.input[0]])
+        _make_embedding(graph, embed, table.shape[1], *quantize_blocks(table))
 
 
 def _make_matmul(
@@ -179,6 +180,7 @@ def _make_matmul(
 def _make_embedding(
     graph: onnx.GraphProto,
     embed: onnx.NodeProto,
+    width: int,
     packed: npt.NDArray[np.uint8],
     scales: npt.NDArray[np.float32],
 ) -> None:
@@ -188,7 +190,9 @@ def _make_embedding(
     facts = {"bits": BITS, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
     del embed.attribute[:]
     embed.attribute.extend(helper.make_attribute(name, value) for name, value in facts.items())
-    _add(graph, names, packed.reshape(packed.shape[0], -1), scales)
+    # This op wants the table's own width: the padding of the last block goes.
+    table = np.ascontiguousarray(packed.reshape(packed.shape[0], -1)[:, :width])
+    _add(graph, names, table, scales)
 
 
 def _add(graph: onnx.GraphProto, names: list[str], *arrays: npt.NDArray[Any]) -> None:

@@ -50,13 +50,10 @@ def quantize_blocks(
 def dequantize_blocks(
     packed: npt.NDArray[Any], scales: npt.NDArray[Any], width: int
 ) -> npt.NDArray[np.float32]:
-    """The weights [rows, width] that quantized ones stand for."""
-    rows = packed.shape[0]
-    scales = scales.reshape(rows, -1, 1)
-    values = packed.reshape(rows, scales.shape[1], -1).astype(np.float32)
-    values -= ZERO
-    values *= scales
-    whole: npt.NDArray[np.float32] = values.reshape(rows, -1)[:, :width]
+    """The weights [rows, width] that quantized ones stand for; the padding may be gone already."""
+    flat = packed.reshape(packed.shape[0], -1)[:, :width]
+    steps = np.repeat(scales.reshape(packed.shape[0], -1), BLOCK, axis=1)[:, :width]
+    whole: npt.NDArray[np.float32] = (flat.astype(np.float32) - ZERO) * steps
     return whole
 
 

@@ -32,6 +32,16 @@ from appliance.model.bundle import Bundle
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
+# What a template can run into with messages it was not made for.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 # The longest UTF-8 character has four bytes; a longer run without an end is no character.
 _PATIENCE = 8
 
@@ -137,7 +147,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._names,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise InvalidRequest(
                 f"The model's chat format does not allow these messages: {error}", param="messages"
             ) from error
