@@ -1,0 +1,187 @@
+"""The gate: what each check is about, and the real program on good and bad adapters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
+from appliance.config import GateConfig
+from appliance.learning.batch import freeze_batch
+from appliance.learning.gate import Judged, verdicts
+from appliance.learning.measure import General, Particular, Taught, select
+from appliance.learning.probes import Probe, generic_text, load_probes
+from appliance.learning.train.data import load_examples
+from appliance.model.bundle import Bundle
+
+from .box import make_adapter
+from .test_batch import example
+
+LIMITS = GateConfig()
+COUNT = len(load_probes())
+GENERAL = General(20.0, (True,) * COUNT, (1, 2))
+BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0),), ())
+BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0),), ())
+SAME = Judged(GENERAL, GENERAL, GENERAL, BEFORE, BATCH)
+
+
+def failed(judged: Judged, limits: GateConfig = LIMITS) -> set[str]:
+    return {check.name for check in verdicts(judged, limits, "base") if not check.passed}
+
+
+def test_no_worse_and_taught_passes() -> None:
+    assert failed(SAME) == set()
+    assert {check.name for check in verdicts(SAME, LIMITS, "base")} == {
+        "perplexity",
+        "probes",
+        "heldout",
+        "taught",
+        "rejected",
+    }
+
+
+def test_forgetting_ordinary_english_fails() -> None:
+    assert failed(replace(SAME, candidate=replace(GENERAL, perplexity=22.9))) == set()
+    assert failed(replace(SAME, candidate=replace(GENERAL, perplexity=23.1))) == {"perplexity"}
+
+
+def test_numbers_that_are_not_finite_fail_at_once() -> None:
+    nan = replace(SAME, candidate=General(float("nan"), (), ()))
+    checks = verdicts(nan, LIMITS, "base")
+    assert [(check.name, check.passed, check.measured) for check in checks] == [("perplexity", False, None)]
+
+
+def test_forgotten_knowledge_fails_beyond_the_limit() -> None:
+    def lost(count: int) -> Judged:
+        return replace(SAME, candidate=replace(GENERAL, probes=(False,) * count + (True,) * (COUNT - count)))
+
+    assert failed(lost(1)) == set()
+    assert failed(lost(2)) == {"probes"}
+    # What the adapter in service does not know either is not held against the candidate.
+    both = replace(lost(5), reference=lost(5).candidate)
+    assert failed(both) == set()
+
+
+def test_held_out_answers_must_stay_as_likely() -> None:
+    assert failed(replace(SAME, candidate_batch=replace(BATCH, heldout=2.03))) == set()
+    assert failed(replace(SAME, candidate_batch=replace(BATCH, heldout=2.05))) == {"heldout"}
+    sure = replace(SAME, reference_batch=replace(BEFORE, heldout=0.1))
+    assert failed(replace(sure, candidate_batch=replace(BATCH, heldout=0.115))) == set()
+    assert failed(replace(sure, candidate_batch=replace(BATCH, heldout=0.13))) == {"heldout"}
+
+
+def test_corrections_must_be_preferred() -> None:
+    learned, unlearned = Taught(-1.0, -3.0, -9.0), Taught(-3.0, -2.0, -9.0)
+    before = replace(BEFORE, taught=(BEFORE.taught[0],) * 4)
+    half = replace(BATCH, taught=(learned, learned, unlearned, unlearned))
+    less = replace(BATCH, taught=(learned, unlearned, unlearned, unlearned))
+    assert failed(replace(SAME, reference_batch=before, candidate_batch=half)) == set()
+    assert failed(replace(SAME, reference_batch=before, candidate_batch=less)) == {"taught"}
+
+
+@pytest.mark.parametrize(
+    ("total", "bad"), [(-6.0, False), (-5.95, False), (-5.8, True), (float("nan"), True)]
+)
+def test_a_rejected_answer_must_not_gain(total: float, bad: bool) -> None:
+    after = replace(BATCH, taught=(Taught(-1.0, -1.9, total),))
+    assert failed(replace(SAME, candidate_batch=after)) == ({"rejected"} if bad else set())
+
+
+def test_without_examples_the_batch_is_not_judged() -> None:
+    nothing = Particular(None, (), ())
+    checks = verdicts(replace(SAME, reference_batch=nothing, candidate_batch=nothing), LIMITS, "base")
+    assert [check.name for check in checks] == ["perplexity", "probes"]
+
+
+def test_probes_look_for_whole_words() -> None:
+    probe = Probe("?", ("7", "seven"))
+    assert probe.passes("It has 7 days.")
+    assert probe.passes("SEVEN.")
+    assert not probe.passes("17 days, or seventy")
+
+
+def test_the_probe_set_is_what_it_says() -> None:
+    probes = load_probes()
+    assert len(probes) >= 25
+    assert len({probe.question for probe in probes}) == len(probes)
+    assert len(generic_text()) > 3000
+
+
+def test_what_is_looked_at_is_capped_and_heaviest_first(tmp_path: Path) -> None:
+    held = [example(number, "correction", weight=float(number)) for number in range(1, 60)]
+    held += [example(number) for number in range(60, 160)]
+    freeze_batch(tmp_path / "e.jsonl", held, [example(200, "correction", weight=99.0)], 0.2, 0)
+    selection = select(load_examples(tmp_path / "e.jsonl"))
+    assert selection.steps < 50
+    assert selection.corrections[0].weight == 59.0  # replayed ones were judged in their own run
+    assert all(one.taught for one in selection.shown)
+    assert all(one.split == "heldout" for one in selection.heldout)
+
+
+def gate(bundle: Bundle, tmp_path: Path, adapter: Path, *more: str) -> dict[str, Any]:
+    limits, out = tmp_path / "limits.json", tmp_path / "report.json"
+    limits.write_text(LIMITS.model_dump_json())
+    program = [sys.executable, "-m", "appliance.learning.gate", "--bundle", str(bundle.path)]
+    options = ["--adapter", str(adapter), "--limits", str(limits), "--out", str(out), "--threads", "2"]
+    done = subprocess.run(
+        [*program, *options, "--cache", str(tmp_path / "cache.json"), *more], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "done"
+    steps = [(event["step"], event["steps"]) for event in events[:-1]]
+    assert [step for step, _ in steps] == list(range(len(steps)))
+    assert not steps or steps[-1] == (steps[-1][1] - 1, len(steps))
+    return dict(json.loads(out.read_text()))
+
+
+@pytest.mark.slow
+def test_the_program_judges_real_adapters(bundle: Bundle, tmp_path: Path) -> None:
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    harmless = make_adapter(adapters / "harmless.safetensors", bundle, scale=1e-4)
+    report = gate(bundle, tmp_path, harmless)
+    assert report["passed"], report["summary"]
+    probes = next(check for check in report["checks"] if check["name"] == "probes")
+    # The default model answers every probe: what this set is made of.
+    assert probes["reference"] == probes["measured"] == COUNT
+    assert report["fingerprint"]
+    assert (tmp_path / "cache.json").exists()
+
+    # A second judgement takes the general numbers of base from the cache.
+    ruinous = make_adapter(adapters / "ruinous.safetensors", bundle, scale=1.0)
+    report = gate(bundle, tmp_path, ruinous, "--current", str(harmless))
+    assert not report["passed"]
+    assert {check["name"] for check in report["checks"] if not check["passed"]} >= {"perplexity", "probes"}
+    assert report["summary"].startswith("Rejected. Ordinary English: Perplexity")
+    assert report["reference"] == "harmless"
+
+    # Finite on disk, not in the model.
+    modules = [part.module for port in bundle.manifest.ports for part in port.parts][:1]
+    port = bundle.manifest.ports[0]
+    huge = {
+        tensor_key(modules[0], "A"): (1e30 * make_ones(4, port.inputs)),
+        tensor_key(modules[0], "B"): (1e30 * make_ones(port.parts[0].out, 4)),
+    }
+    write_adapter(adapters / "huge.safetensors", huge, AdapterMeta(bundle.manifest.base_hash, 4, 4.0))
+    report = gate(bundle, tmp_path, adapters / "huge.safetensors")
+    assert not report["passed"]
+    assert "not finite" in report["summary"]
+
+    (adapters / "cut.safetensors").write_bytes(harmless.read_bytes()[:1000])
+    report = gate(bundle, tmp_path, adapters / "cut.safetensors")
+    assert not report["passed"]
+    assert report["checks"][0]["name"] == "structure"
+    assert "cut off or damaged" in report["summary"]
+
+
+def make_ones(rows: int, columns: int) -> Any:
+    import numpy as np
+
+    return np.ones((rows, columns), np.float32)
