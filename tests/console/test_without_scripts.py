@@ -15,6 +15,8 @@ from appliance.store.owner import set_password
 CONFIG = """
 [lora]
 auto_train_threshold = 1000
+[model]
+default_max_tokens = 40
 [train]
 epochs = 1
 [resources]
