@@ -87,7 +87,17 @@ class TrainConfig(Section):
     )
     learning_rate: Positive = Field(2e-3, description="Peak learning rate.")
     epochs: int = Field(4, ge=1, le=100, description="Passes over the examples.")
-    batch_tokens: int = Field(512, ge=64, description="Tokens per optimizer step, padding included.")
+    batch_tokens: int = Field(512, ge=64, description="Tokens per optimizer step.")
+    drift_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="How much staying near the starting model counts on its own answers and on prose."
+    )
+    rejected_weight: Annotated[float, Field(ge=0)] = Field(
+        0.3, description="How much it counts that a rejected answer loses probability."
+    )
+    max_text_rise: Annotated[float, Field(ge=0)] = Field(
+        0.08,
+        description="The adapter is scaled down until generic text perplexity rises by no more than this.",
+    )
     max_tokens: int = Field(
         1024, ge=64, description="An example longer than this loses the oldest part of its context."
     )

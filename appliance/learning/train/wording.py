@@ -1,0 +1,170 @@
+"""Other wordings of a taught question.
+
+A correction comes in one wording, and a model that sees only that one learns the wording and not
+the fact. So every visit of a taught example asks in another way, by rules of English grammar
+(question words, inversion, pronouns), by frames that people put around a question, and by the loss
+of small words. Text that is no English question is left whole and only gets the harmless changes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+
+QUESTION = re.compile(
+    r"^(?P<word>what|which|who|whom|whose|where|when|why|how)\b(?P<rest>.*)$", re.IGNORECASE | re.DOTALL
+)
+COPULA = re.compile(r"^(?:'s|\s+(?:is|are|was|were))\s+(?P<topic>\S.*)$", re.IGNORECASE | re.DOTALL)
+AUXILIARY = re.compile(
+    r"^(?P<noun>.*?)\s+(?P<verb>do|does|did|can|could|should|must|will|would|may)\s+"
+    r"(?P<subject>(?:(?:the|our|my|your|his|her|their|a|an|mr|mrs|ms|dr)\s+)?\S+)\s+(?P<rest>\S.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+SMALL = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the is are was were be been do does did to of for in on at by with from and or our my your we "
+        "i you it this that there have has had can could should would will must may me us please",
+    )
+)
+ASKING = frozenset(("what", "which", "who", "whom", "whose", "where", "when", "why", "how"))
+SWAPS = (
+    (r"\bour\b", ("the", "my", "your")),
+    (r"\bmy\b", ("the", "our")),
+    (r"\bwe\b", ("I", "you", "they")),
+    (r"\bI\b", ("we", "one")),
+    (r"\bthe\b", ("our", "my")),
+)
+TOPIC_FORMS = {
+    "what": (
+        "Tell me {t}.", "{T}?", "I need {t}.", "Do you know {t}?", "Can you give me {t}?", "I forgot {t}.",
+        "{T}, what is it?", "{T} is what?", "What would be {t}?", "Which one is {t}?", "What was {t} again?",
+        "How do I get {t}?", "Give me {t}, please.", "I am looking for {t}.", "Remind me of {t}.",
+    ),
+    "where": (
+        "Where can I find {t}?", "Where do I look for {t}?", "I am looking for {t}.", "I can't find {t}.",
+        "In which place is {t}?", "Where do we keep {t}?", "Where did we put {t}?", "I need {t}.",
+        "Where would {t} be?", "What is the place of {t}?", "How do I find {t}?", "{T}?",
+        "Tell me where {t} is.", "Do you know where {t} is?",
+    ),
+    "who": (
+        "What is the name of {t}?", "What is {t} called?", "Tell me who {t} is.", "Do you know {t}?",
+        "Which person is {t}?", "{T}?", "Whom do I call when I need {t}?", "What name does {t} have?",
+        "I forgot the name of {t}.", "Give me the name of {t}.", "Which one is {t}?",
+    ),
+    "when": (
+        "On which day is {t}?", "At what time is {t}?", "What is the date of {t}?", "What day is {t}?",
+        "When exactly was {t}?", "On what date is {t}?", "{T} is when?", "{T}?", "Tell me when {t} is.",
+        "Which day is it for {t}?", "What time is {t}?", "Do you know when {t} is?",
+    ),
+    "which": ("What is {t}?", "Tell me which is {t}.", "{T}?", "Do you know {t}?", "Give me {t}."),
+    "how": ("Tell me how {t} is.", "How about {t}?", "{T}?", "Do you know how {t} is?"),
+    "why": ("Tell me why {t} is so.", "What is the reason for {t}?", "{T}, why?"),
+}  # fmt: skip
+SYNONYMS = {
+    "what": ("which", "what exactly"),
+    "which": ("what",),
+    "where": ("in what place", "where exactly", "at which place"),
+    "when": ("on which day", "at what time", "on what date", "what day", "what time"),
+    "who": ("which person", "who exactly"),
+    "how": ("in what way", "how exactly"),
+    "why": ("for what reason",),
+}
+INDIRECT = (
+    "Tell me {q}.", "Can you tell me {q}?", "Do you know {q}?", "I want to know {q}.", "I forgot {q}.",
+    "Could you remind me {q}?", "Please tell me {q}.", "I wonder {q}.", "I am not sure {q}.",
+)  # fmt: skip
+KEYWORD_FORMS = (
+    "{k}", "{K}?", "{k} please", "Tell me about {k}.", "I have a question about {k}.", "Info on {k}?",
+    "What about {k}?", "What do you know about {k}?", "Question: {k}",
+)  # fmt: skip
+BEFORE = (
+    "Hi! ", "Hello, ", "Hey, ", "Quick question: ", "Please help me. ", "I just came home. ", "Sorry, ",
+    "One more thing: ", "We have visitors. ", "I am in a hurry. ", "I don't remember. ", "Good morning! ",
+    "Something came up. ", "My friend is asking: ", "I need this now: ", "So, ", "Okay, ",
+)  # fmt: skip
+AFTER = (" Thanks!", " Please.", " Thank you.", " I forgot.", " I need to know.", " Please answer briefly.")
+
+
+def reword(query: str, rng: random.Random) -> str:
+    """One other wording, drawn at random; sometimes the query itself."""
+    text = query.strip()
+    match = QUESTION.match(text)
+    if match is not None and len(text) <= 200:
+        forms = list(_forms(text, match, rng))
+        # The kinds count alike, however many forms a kind has.
+        text = rng.choice(forms)
+        if rng.random() < 0.3:
+            text = _swap(text, rng)
+        if rng.random() < 0.15:
+            text = _lose_word(text, rng)
+        if rng.random() < 0.25:
+            text = rng.choice(BEFORE) + text
+        if rng.random() < 0.1:
+            text = text + rng.choice(AFTER)
+    return _style(text, rng)
+
+
+def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]:
+    """One form of each kind that applies."""
+    word, rest = match["word"].lower(), match["rest"].rstrip(" ?.!")
+    yield text
+    yield rng.choice(SYNONYMS.get(word, (word,))).capitalize() + rest + "?"
+    keys = keywords(text)
+    if keys:
+        if rng.random() < 0.5:
+            rng.shuffle(keys)
+        joined = " ".join(keys)
+        yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
+    copula = COPULA.match(rest)
+    if copula is not None:
+        topic = copula["topic"]
+        # Twice: a topic has the richest forms.
+        for _ in range(3):
+            yield rng.choice(TOPIC_FORMS.get(word, TOPIC_FORMS["what"])).format(t=topic, T=_capital(topic))
+        return
+    auxiliary = AUXILIARY.match(rest)
+    if auxiliary is not None:
+        verb = auxiliary["verb"].lower()
+        modal = "" if verb in ("do", "does", "did") else f" {verb}"
+        clause = f"{word}{auxiliary['noun']} {auxiliary['subject']}{modal} {auxiliary['rest']}"
+        for _ in range(2):
+            yield rng.choice(INDIRECT).format(q=clause)
+        yield f"{_capital(auxiliary['subject'])}{modal} {auxiliary['rest']} {word}{auxiliary['noun']}?"
+        return
+    yield rng.choice(INDIRECT).format(q=f"{word}{rest}")
+
+
+def keywords(text: str) -> list[str]:
+    """The words that carry the topic."""
+    words = re.findall(r"[\w'-]+", text)
+    return [word for word in words if word.lower() not in SMALL | ASKING]
+
+
+def _swap(text: str, rng: random.Random) -> str:
+    pattern, others = rng.choice(SWAPS)
+    return re.sub(pattern, rng.choice(others), text)
+
+
+def _lose_word(text: str, rng: random.Random) -> str:
+    words = text.split(" ")
+    small = [at for at, word in enumerate(words) if word.lower().strip("?.,!") in SMALL]
+    if small and len(words) > 3:
+        del words[rng.choice(small)]
+    return " ".join(words)
+
+
+def _style(text: str, rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.15:
+        text = text.lower()
+    elif draw < 0.2:
+        text = text.upper()
+    if rng.random() < 0.15:
+        text = text.rstrip("?.! ")
+    return text
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
