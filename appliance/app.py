@@ -14,6 +14,8 @@ import logging
 import logging.handlers
 import os
 import secrets
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 DRAFT_TOKENS = 96
 LOG_BYTES = 5_000_000
 SHUTDOWN_SECONDS = 8.0
+BACKLOG = 512
 
 
 @dataclass
@@ -202,6 +205,7 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
     Raises:
         ConfigError: the address is not loopback and the box has no password or no device key yet.
         Conflict: another daemon runs on this home.
+        Unavailable: the address cannot be listened on.
         BundleError: the model is missing or broken.
     """
     host, port = split_bind(bind or config.server.bind)
@@ -217,8 +221,10 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
                 param="server.bind",
             )
         app = create_app(parts)
-        _announce(app, home, host, port)
-        app.run(host=host, port=port, single_process=True, motd=False, access_log=False)
+        with _listen(host, port) as sock:
+            _stop_on_signals(app)
+            _announce(app, home, host, sock.getsockname()[1])
+            app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
 
 
 def split_bind(bind: str) -> tuple[str, int]:
@@ -280,6 +286,37 @@ def _only_daemon(home: Home) -> Iterator[None]:
         except BlockingIOError as error:
             raise Conflict(f"A daemon is already running on {home.root}.") from error
         yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The listening socket, made here because Sanic only logs that it could not make one, and exits with 0."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise Unavailable(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from error
+    sock.setblocking(False)
+    return sock
+
+
+def _stop_on_signals(app: Sanic[Any, Any]) -> None:
+    """Leave on SIGTERM or SIGINT. Sanic's own handlers lose a signal that comes while it is starting."""
+    wanted = asyncio.Event()
+
+    async def catch(app: Sanic[Any, Any]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            app.loop.add_signal_handler(number, wanted.set)
+
+    async def leave(app: Sanic[Any, Any]) -> None:
+        await wanted.wait()
+        while not app.state.is_running:
+            await asyncio.sleep(0.02)
+        app.stop(terminate=False)
+
+    # Twice, and before others that take time: in between Sanic sets both signals to be ignored.
+    app.register_listener(catch, "before_server_start")
+    app.register_listener(catch, "after_server_start")
+    app.add_task(leave(app))
 
 
 def _announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
