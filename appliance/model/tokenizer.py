@@ -42,8 +42,8 @@ _TEMPLATE_ERRORS = (
     TypeError,
     ValueError,
 )
-# The longest UTF-8 character has four bytes; a longer run without an end is no character.
-_PATIENCE = 8
+# An unfinished character of n bytes reads as up to n replacement characters, and has 3 bytes at most.
+_PENDING = 3
 
 
 class Tokenizer:
@@ -58,6 +58,7 @@ class Tokenizer:
             self._plain = tokenizers.Tokenizer.from_str(json.dumps(data))
             self._secret = _rename_controls(data, secrets.token_hex(12))
             self._renamed = tokenizers.Tokenizer.from_str(json.dumps(data))
+            self._template = None if source is None else _compile(source)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise BundleError(
                 f"The tokenizer of {bundle.path} cannot be read ({error}). Import the model again."
@@ -71,7 +72,6 @@ class Tokenizer:
             key: _token_text(settings.get(key))
             for key in ("bos_token", "eos_token", "pad_token", "unk_token")
         }
-        self._template = None if source is None else _compile(source)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text; nothing in it becomes a control token."""
@@ -165,17 +165,18 @@ class Detokenizer:
 
     def push(self, ident: int) -> str:
         """The text that `ident` completes; empty for control tokens and unfinished characters."""
-        # A window of tokens is decoded with and without the new one: a token's text may depend on
-        # its neighbours (leading spaces), and a character may span several.
+        # A window of tokens is decoded anew each time: a token's text may depend on its neighbours
+        # (leading spaces), and a character may span several. It moves on at every whole character.
         self._ids.append(ident)
         text = self._text()
-        if text.endswith("\ufffd") and len(self._ids) < _PATIENCE:
-            return ""
-        fresh = text[self._emitted :]
-        if fresh:
+        stable = len(text)
+        while stable and text[stable - 1] == "\ufffd" and len(text) - stable < _PENDING:
+            stable -= 1
+        fresh = text[self._emitted : stable]
+        self._emitted = max(self._emitted, stable)
+        if fresh and stable == len(text):
             self._ids = [ident]
-            text = self._text()
-        self._emitted = len(text)
+            self._emitted = len(self._text())
         return fresh
 
     def flush(self) -> str:
