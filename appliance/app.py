@@ -289,7 +289,7 @@ def _only_daemon(home: Home) -> Iterator[None]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The listening socket, made here because Sanic only logs that it could not make one, and exits with 0."""
+    """The listening socket, made here: Sanic would only log that it cannot make one, and exit with 0."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -300,7 +300,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _stop_on_signals(app: Sanic[Any, Any]) -> None:
-    """Leave on SIGTERM or SIGINT. Sanic's own handlers lose a signal that comes while it is starting."""
+    """Leave on SIGTERM or SIGINT. Sanic's own handlers forget a signal that comes during a listener."""
     wanted = asyncio.Event()
 
     async def catch(app: Sanic[Any, Any]) -> None:

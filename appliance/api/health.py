@@ -33,7 +33,8 @@ async def health(request: Request) -> HTTPResponse:
 async def ready(request: Request) -> HTTPResponse:
     """200 when a request would be answered."""
     ctx = request.app.ctx
-    up = bool(ctx.engine.alive)
+    # Not before the server has started whole (it would miss a signal), and not while it stops.
+    up = bool(ctx.engine.alive and request.app.state.is_running)
     body = {
         "status": "ready" if up else "not ready",
         "model": ctx.bundle.manifest.name,

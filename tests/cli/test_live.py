@@ -59,6 +59,23 @@ def test_a_second_daemon_on_the_home_is_refused(daemon: Daemon, beside: Beside) 
     assert daemon.get("/health").status_code == 200
 
 
+def test_a_port_in_use(start_daemon: StartDaemon, daemon: Daemon) -> None:
+    other = start_daemon(wait=False)
+    other.kill()
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.cli", "daemon", "--bind", f"127.0.0.1:{daemon.port}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "SHAMMAH_HOME": str(other.home.root)},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"port {daemon.port}" in done.stderr
+    assert "in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_store_is_shared(daemon: Daemon, beside: Beside) -> None:
     daemon.ask("What is the capital of France?")
     time.sleep(2)
