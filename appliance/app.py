@@ -189,6 +189,7 @@ class Drafts:
         try:
             example = await asyncio.to_thread(store.examples.get, example_id)
             await draft_critique(store, example, self._answer)
+            self._parts.events.publish("example.drafted", id=example_id)
         except ShammahError as error:
             logger.warning("No draft for %s: %s", example_id, error)
 

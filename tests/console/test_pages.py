@@ -110,6 +110,13 @@ def test_a_note_becomes_a_draft_to_review(box: Daemon, open_page: OpenPage) -> N
     # The list follows by itself.
     expect(page.locator("#review .review")).to_have_count(before + 1)
     item = page.locator("#review .review").filter(has_text="legs does our table")
+    # The model's draft, or the word that there is none, comes by itself too.
+    with opened(box.home) as store:
+        critique = store.examples.review(limit=1)[0]
+        while critique.note is None:
+            page.wait_for_timeout(200)
+            critique = store.examples.get(critique.id)
+    expect(item.get_by_role("textbox")).to_have_value(critique.target or "")
     item.get_by_role("textbox").fill("Our table has 17 legs.")
     item.get_by_role("button", name="Learn this").click()
     expect(page.locator(".flash-good")).to_contain_text("next run")
@@ -134,6 +141,19 @@ def test_the_queue_is_followed_live(box: Daemon, open_page: OpenPage) -> None:
     before = int(number.inner_text())
     box.ask("Name a colour.")
     expect(number).to_have_text(str(before + 1))
+
+
+def test_updates_leave_alone_what_is_typed_and_opened(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url)
+    field = page.locator("#review textarea").first
+    field.fill("Half a sentence")
+    fold = page.locator("#runs details").last
+    fold.locator("summary").click()
+    with page.expect_response(re.compile("/console/part/review")):
+        box.ask("Name an animal.")
+    page.wait_for_timeout(500)
+    expect(field).to_have_value("Half a sentence")
+    assert fold.evaluate("element => element.open")
 
 
 def test_promote_and_roll_back(box: Daemon, open_page: OpenPage) -> None:

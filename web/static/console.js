@@ -35,6 +35,11 @@ showTimes();
 setInterval(showTimes, RELATIVE_EVERY);
 document.addEventListener("htmx:after:swap", () => showTimes());
 
+// What the owner has begun to write is not refreshed away under the pen.
+document.addEventListener("input", (event) => {
+  event.target.closest("[data-keep-edits]")?.setAttribute("hx-morph-skip", "");
+});
+
 // A form that leads to a new page: one press is enough, however long the box takes.
 document.addEventListener("submit", (event) => {
   const { submitter } = event;
