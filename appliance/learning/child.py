@@ -80,13 +80,15 @@ class Child:
         if self._stop.is_set():
             raise ChildStopped
         with log.open("ab") as errors:
-            # A session of its own: Ctrl-C at the daemon's terminal is the daemon's business.
+            # A process group of its own: Ctrl-C at the daemon's terminal is the daemon's business. Not a
+            # session: Linux shares the processor out among sessions first (autogroup), and niceness
+            # would count only inside the trainer's.
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,
+                process_group=0,
                 encoding="utf-8",
                 errors="replace",
             )

@@ -90,6 +90,9 @@ def test_the_box_learns_what_it_is_taught(start_daemon: StartDaemon) -> None:
     file = daemon.home.adapters / f"{run['adapter']}.safetensors"
     assert daemon.home.current.resolve() == file.resolve()
     assert daemon.get("/ready").json()["adapter"] == run["adapter"]
+    deadline = time.monotonic() + 5
+    while daemon.home.queue.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert daemon.home.queue.read_text() == ""
     assert run["id"] in daemon.get("/").text
 
