@@ -100,6 +100,9 @@ class Session:
 
         Returns:
             [n, vocab] logits.
+
+        Raises:
+            Unavailable: the runtime failed; the cache rows hold nothing of use.
         """
         batch, count = tokens.shape
         last = lengths + np.int32(count - 1)
@@ -115,7 +118,10 @@ class Session:
         ):
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as in the constructor
+            raise Unavailable(f"The model failed to compute: {error}") from error
         return logits
 
     def _binding(self, row: int, batch: int) -> ort.IOBinding:
