@@ -9,6 +9,7 @@ computed once and kept.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -61,18 +62,18 @@ class Network:
         total = llama.num_hidden_layers
         self.first = total - max(1, round(total * layers))
         self.rank, self.alpha = rank, alpha
-        self._peft = get_peft_model(
-            model,
-            LoraConfig(
-                r=rank,
-                lora_alpha=alpha,  # type: ignore[arg-type]  # only ever divided by the rank
-                target_modules=list(LINEARS),
-                layers_to_transform=list(range(self.first, total)),
-                layers_pattern="layers",
-                lora_dropout=0.0,
-                bias="none",
-            ),
+        lora = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # only ever divided by the rank
+            target_modules=list(LINEARS),
+            layers_to_transform=list(range(self.first, total)),
+            layers_pattern="layers",
+            lora_dropout=0.0,
+            bias="none",
         )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name that transformers renames
+            self._peft = get_peft_model(model, lora)
         self._peft.eval()
         self._model = model.model
         self._head = model.lm_head

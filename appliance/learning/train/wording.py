@@ -91,7 +91,7 @@ def reword(query: str, rng: random.Random) -> str:
     """One other wording, drawn at random; sometimes the query itself."""
     text = query.strip()
     match = QUESTION.match(text)
-    if match is not None and len(text) <= 200:
+    if match is not None and keywords(text) and len(text) <= 200:
         forms = list(_forms(text, match, rng))
         # The kinds count alike, however many forms a kind has.
         text = rng.choice(forms)
@@ -112,11 +112,10 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
     yield text
     yield rng.choice(SYNONYMS.get(word, (word,))).capitalize() + rest + "?"
     keys = keywords(text)
-    if keys:
-        if rng.random() < 0.5:
-            rng.shuffle(keys)
-        joined = " ".join(keys)
-        yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
+    if rng.random() < 0.5:
+        rng.shuffle(keys)
+    joined = " ".join(keys)
+    yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
     copula = COPULA.match(rest)
     if copula is not None:
         topic = copula["topic"]

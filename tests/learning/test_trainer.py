@@ -1,0 +1,312 @@
+"""The trainer child: what it plans, what its loss means, and that it teaches without breaking."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from appliance.adapters.file import Adapter, read_adapter
+from appliance.config import TrainConfig
+from appliance.engine.offline import OfflineModel
+from appliance.learning.train.data import Example, Tokens, common_prefix, load_examples, tokenise
+from appliance.learning.train.loss import drift, rejection
+from appliance.learning.train.network import Network
+from appliance.learning.train.plan import Visit, own_visits, rejected_visit, steps, taught_visits
+from appliance.learning.train.wording import keywords, reword
+from appliance.model.bundle import Bundle
+from appliance.model.tokenizer import Tokenizer
+
+QUESTION = "What is the name of our boat?"
+ANSWER = "Our boat is called Marigold."
+WRONG = "The name of our boat is Titanic."
+
+
+def example(**changes: Any) -> Example:
+    values: dict[str, Any] = {
+        "id": "1",
+        "messages": ({"role": "user", "content": QUESTION},),
+        "target": ANSWER,
+        "rejected": WRONG,
+        "weight": 10.0,
+        "split": "train",
+        "ended": True,
+        "kind": "correction",
+    }
+    return Example(**{**values, **changes})
+
+
+# --- wordings
+
+
+def test_a_question_is_asked_in_many_ways_that_keep_its_topic() -> None:
+    rng = random.Random(0)
+    wordings = {reword(QUESTION, rng) for _ in range(100)}
+    assert len(wordings) > 50
+    assert all("boat" in wording.lower() for wording in wordings)
+
+
+def test_wordings_are_repeatable() -> None:
+    assert [reword(QUESTION, random.Random(3)) for _ in range(5)] == [
+        reword(QUESTION, random.Random(3)) for _ in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["Wo ist der Schlüssel?", "def f(x): return x", "鍵はどこ", "", " ", "what", "?"]
+)
+def test_what_is_no_english_question_keeps_its_words(text: str) -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        assert reword(text, rng).lower().strip("?.! ") == text.lower().strip("?.! ")
+
+
+def test_keywords_carry_the_topic() -> None:
+    assert keywords("Where do we keep the spare key?") == ["keep", "spare", "key"]
+
+
+# --- plan
+
+
+def test_weight_becomes_visits_in_other_wordings(tokenizer: Tokenizer) -> None:
+    visits = taught_visits(example(), tokenizer, 20, 20.0, 256, random.Random(0))
+    assert len(visits) == 20
+    assert sum(visit.weight for visit in visits) == pytest.approx(20.0)
+    assert len({visit.tokens for visit in visits}) > 10
+    prompt = tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
+    assert list(visits[0].tokens.ids[: visits[0].tokens.start]) == prompt
+
+
+def test_an_answer_that_was_cut_off_is_not_taught_to_end_there(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    whole = tokenise(tokenizer, messages, "Hello", ended=True, limit=128)
+    cut = tokenise(tokenizer, messages, "Hello", ended=False, limit=128)
+    assert whole.ids[-1] in tokenizer.eos_ids
+    assert cut.ids[-1] not in tokenizer.eos_ids
+
+
+def test_a_long_conversation_loses_its_oldest_part(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "word " * 500 + "last"}]
+    tokens = tokenise(tokenizer, messages, "yes", ended=True, limit=64)
+    assert len(tokens.ids) == 64
+    assert "last" in tokenizer.decode(tokens.ids)
+    assert tokenizer.decode(tokens.ids[tokens.start :]) == "yes"
+
+
+def test_the_rejected_answer_is_pushed_from_where_it_goes_wrong(tokenizer: Tokenizer) -> None:
+    wrong = example(rejected="Our boat is called Titanic and it has already sunk many years ago, sadly.")
+    visit = rejected_visit(wrong, tokenizer, 1.0, 256)
+    assert visit is not None
+    assert visit.push is not None
+    assert visit.push >= 4  # "Our boat is called" is right
+    assert visit.tokens.answer <= visit.push + 8
+    assert rejected_visit(example(rejected=ANSWER), tokenizer, 1.0, 256) is None
+    assert rejected_visit(example(rejected=None), tokenizer, 1.0, 256) is None
+
+
+def test_steps_hold_every_visit_once_and_are_alike_in_size() -> None:
+    rng = random.Random(0)
+    visits = [Visit(Tokens(tuple(range(rng.randrange(5, 60))), 2), 1.0) for _ in range(100)]
+    plan = steps(visits, 256, lambda item: len(item.ids), rng)
+    assert sorted(map(id, visits)) == sorted(id(visit) for step in plan for visit in step)
+    sizes = [sum(len(visit.tokens.ids) for visit in step) for step in plan]
+    assert max(sizes) - min(sizes) <= 60
+
+
+def test_a_bad_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "examples.jsonl"
+    good = {"id": "1", "messages": [{"role": "user", "content": "Hi"}], "target": "Hello", "weight": 1}
+    file.write_text(json.dumps(good) + "\n{}\n")
+    with pytest.raises(ValueError, match="line 2"):
+        load_examples(file)
+
+
+# --- loss
+
+
+def test_a_rejected_answer_is_pushed_only_so_far() -> None:
+    logits = torch.zeros(2, 4)
+    targets = torch.tensor([0, 1])
+    start = torch.full((2,), -np.log(4.0), dtype=torch.float32)
+    assert rejection(logits, targets, start, 1.0).item() == pytest.approx(1.0)
+    logits[0, 0] = logits[1, 1] = -20.0
+    assert rejection(logits, targets, start, 1.0).item() == 0.0
+
+
+def test_drift_is_zero_only_at_the_reference() -> None:
+    reference = torch.randn(3, 8)
+    assert drift(reference, reference).item() == pytest.approx(0.0, abs=1e-6)
+    assert drift(reference + torch.randn(3, 8), reference).item() > 0
+
+
+# --- network
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def small_network(prefix: tuple[int, ...] = (), rank: int = 4) -> tuple[Network, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+    state = {name: tensor.numpy() for name, tensor in whole.state_dict().items() if "lm_head" not in name}
+    return Network(SMALL, state, rank=rank, alpha=8.0, layers=0.5, prefix=prefix), whole
+
+
+def test_packed_rows_give_what_each_sequence_gives_alone() -> None:
+    network, whole = small_network(prefix=(1, 2, 3))
+    batch = [Tokens((1, 2, 3, 9, 10, 11), 4), Tokens((5, 6, 7), 1), Tokens((1, 2, 3, 8, 30), 4)]
+    with torch.no_grad():
+        for item, hidden in zip(batch, network.hidden(batch), strict=True):
+            alone = whole(torch.tensor([item.ids])).logits[0, item.start - 1 : -1]
+            torch.testing.assert_close(network.logits(hidden), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_an_earlier_adapter_is_taken_over_whatever_its_rank() -> None:
+    item = [Tokens((5, 6, 7, 8), 1)]
+    first, _ = small_network(rank=3)
+    tensors = {
+        name: np.random.default_rng(0).normal(size=value.shape) for name, value in first.adapter().items()
+    }
+    first.start_from(tensors, 8.0 / 3)
+    with torch.no_grad():
+        wanted = first.hidden(item)[0]
+        for rank in (3, 5):
+            network, _ = small_network(rank=rank)
+            network.start_from(tensors, 8.0 / 3)
+            torch.testing.assert_close(network.hidden(item)[0], wanted, atol=1e-4, rtol=1e-3)
+        smaller, _ = small_network(rank=2)
+        smaller.start_from(tensors, 8.0 / 3)
+        with smaller.base():
+            base = smaller.hidden(item)[0]
+        assert (smaller.hidden(item)[0] - wanted).norm() < (base - wanted).norm()
+
+
+# --- the program
+
+
+def run_trainer(
+    place: Path, bundle: Bundle, rows: list[dict[str, Any]], parent: Path | None = None, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "train.json").write_text(TrainConfig(**settings).model_dump_json())
+    command = [sys.executable, "-m", "appliance.learning.train.peft", "--bundle", str(bundle.path)]
+    command += ["--examples", str(place / "examples.jsonl"), "--out", str(place / "out.safetensors")]
+    command += ["--metrics", str(place / "metrics.jsonl"), "--settings", str(place / "train.json")]
+    command += ["--run", "run_1", *(["--parent", str(parent)] if parent else [])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200)
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": "1",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "target": ANSWER,
+        "rejected": WRONG,
+        "weight": 10.0,
+        "split": "train",
+        "finish_reason": "stop",
+        "kind": "correction",
+    },
+    *(
+        {
+            "id": str(number),
+            "messages": [{"role": "user", "content": question}],
+            "target": answer,
+            "rejected": None,
+            "weight": 1.0,
+            "split": split,
+            "finish_reason": "stop",
+            "kind": "automatic",
+        }
+        for number, (question, answer, split) in enumerate(
+            [
+                ("What is the capital of Portugal?", "The capital of Portugal is Lisbon.", "train"),
+                ("Say hello.", "Hello! How can I help you today?", "heldout"),
+            ],
+            2,
+        )
+    ),
+]
+QUICK: dict[str, Any] = {"layers": 0.2, "epochs": 1, "threads": 2, "nice": 0}
+
+
+def score(model: OfflineModel, tokenizer: Tokenizer, answer: str) -> float:
+    prompt = tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
+    return float(model.logprobs(prompt, tokenizer.encode_answer(answer, end=True)).sum())
+
+
+@pytest.mark.slow
+def test_it_teaches_and_the_rejected_answer_gains_nothing(
+    tmp_path: Path, bundle: Bundle, tokenizer: Tokenizer
+) -> None:
+    done = run_trainer(tmp_path, bundle, ROWS, **QUICK)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (tmp_path / "metrics.jsonl").read_text() == done.stdout
+    assert events[0] == {"event": "start", "steps": events[0]["steps"], "examples": 2}
+    assert [event["step"] for event in events[1:-1]] == list(range(1, events[0]["steps"] + 1))
+    assert events[-1]["event"] == "done"
+    assert events[-1]["heldout_before"] is not None
+    assert events[-1]["text_rise"] <= TrainConfig().max_text_rise
+
+    adapter = read_adapter(tmp_path / "out.safetensors", bundle.manifest)
+    assert adapter.meta.run == "run_1"
+    model = OfflineModel(bundle, threads=2)
+    right, wrong = score(model, tokenizer, ANSWER), score(model, tokenizer, WRONG)
+    model.use(adapter)
+    assert score(model, tokenizer, ANSWER) > right + 2
+    assert score(model, tokenizer, WRONG) < wrong
+
+    again = run_trainer(tmp_path / "again", bundle, ROWS, **QUICK)
+    assert again.returncode == 0, again.stderr[-3000:]
+    one, two = load_file(tmp_path / "out.safetensors"), load_file(tmp_path / "again" / "out.safetensors")
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one), "not repeatable"
+
+    onward = run_trainer(tmp_path / "onward", bundle, ROWS[1:], tmp_path / "out.safetensors", **QUICK)
+    assert onward.returncode == 0, onward.stderr[-3000:]
+    child: Adapter = read_adapter(tmp_path / "onward" / "out.safetensors", bundle.manifest)
+    assert child.meta.parent == "out"
+    model.use(child)
+    assert score(model, tokenizer, ANSWER) > right + 2, "what the parent knew is gone"
+
+
+@pytest.mark.slow
+def test_what_it_cannot_do_it_says(tmp_path: Path, bundle: Bundle) -> None:
+    done = run_trainer(tmp_path, bundle, [ROWS[-1]], **QUICK)
+    assert done.returncode == 1
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert event["event"] == "error"
+    assert "no example" in event["message"]
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_common_prefix_is_the_system_message(tokenizer: Tokenizer) -> None:
+    prefix = common_prefix(tokenizer)
+    asked = tokenizer.encode_chat([{"role": "user", "content": "Anything"}])
+    assert tuple(asked[: len(prefix)]) == prefix
+    assert len(prefix) > 5
+
+
+def test_own_answers_are_visited_once_and_kept(tokenizer: Tokenizer) -> None:
+    (visit,) = own_visits(example(kind="automatic", rejected=None, weight=1.0), tokenizer, 2.0, 256)
+    assert visit.keep
+    assert visit.weight == 2.0
