@@ -48,6 +48,9 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
     _check_inputs(graph)
     _quantize(graph)
     _prune(graph)
+    # The builder writes the time of day here; the same source must give the same bytes, because an
+    # adapter is bound to their hash.
+    model.producer_version = ""
     onnx.save(
         model,
         out / MODEL,

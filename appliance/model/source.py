@@ -71,7 +71,7 @@ def resolve(text: str) -> Source:
     if text == DEFAULT:
         return Source("gguf", DEFAULT, DEFAULT_NAME, _embedded())
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         path = path.resolve()
         return Source("checkpoint", str(path), _slug(path.name), path)
     if path.is_file():
