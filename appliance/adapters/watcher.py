@@ -57,7 +57,12 @@ class AdapterWatcher:
         look = asyncio.get_running_loop().create_task(self._look())
         try:
             async for batch in awatch(
-                self._registry.directory, watch_filter=_Adapters(), stop_event=stop, recursive=False, step=100
+                self._registry.directory,
+                watch_filter=_Adapters(),
+                stop_event=stop,
+                recursive=False,
+                debounce=400,
+                step=100,
             ):
                 for _, text in batch:
                     self._notice(Path(text), fresh=True)
@@ -65,10 +70,14 @@ class AdapterWatcher:
             look.cancel()
 
     async def _look(self) -> None:
-        # After the watch has begun: a file that comes in between is seen twice instead of never.
+        earlier = await asyncio.to_thread(self._registry.list)
+        for name in earlier:
+            self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=False)
+        # Once more when the watch has begun for certain, for what came in between.
         await asyncio.sleep(LOOK_SECONDS)
         for name in await asyncio.to_thread(self._registry.list):
-            self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=False)
+            if name not in earlier:
+                self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=True)
 
     def _notice(self, path: Path, *, fresh: bool) -> None:
         if path not in self._waiting:

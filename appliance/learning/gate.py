@@ -169,15 +169,23 @@ def _taught(before: Particular, after: Particular, limits: GateConfig) -> Check:
 
 
 def _rejected(before: Particular, after: Particular) -> Check:
-    gains = [
-        now.wrong_total - then.wrong_total for now, then in zip(after.taught, before.taught, strict=True)
-    ]
-    gained = sum(not gain <= REJECTED_TOLERANCE for gain in gains)  # NaN counts as a gain
+    """No rejected answer gains probability from the feedback that rejected it.
+
+    One kind of gain is not held against the candidate: that of the words which the rejected answer
+    begins with and the correction too ("It is collected on ..."). These were taught. From where the
+    two part, the rejected one must not gain.
+    """
+    gained = 0
+    for now, then in zip(after.taught, before.taught, strict=True):
+        whole = now.wrong_total - then.wrong_total
+        tail = now.wrong_tail - then.wrong_tail
+        gained += not (whole <= REJECTED_TOLERANCE or tail <= REJECTED_TOLERANCE)  # NaN is a gain
+    count = len(after.taught)
     return Check(
         "rejected",
         "Rejected answers",
         gained == 0,
-        f"{gained} of {len(gains)} rejected answers became more likely."
+        f"{gained} of {count} rejected answers became more likely."
         if gained
         else "No rejected answer became more likely.",
         gained,
@@ -215,13 +223,13 @@ class Gate:
         reference = read_adapter(current, manifest) if current else None
         selection = select(load_examples(examples) if examples else [])
         general = 1 + len(load_probes())
-        kept = {who: self._recall(who) for who in dict.fromkeys((None, reference))}
-        self._steps = general * (1 + sum(value is None for value in kept.values())) + 2 * selection.steps
+        kept = {who: self._recall(who) for who in dict.fromkeys((None, reference, candidate))}
+        self._steps = general * sum(value is None for value in kept.values()) + 2 * selection.steps
         base = kept[None] or self._general(None)
         ref_general = (kept[reference] or self._general(reference)) if reference else base
         ref_batch = self._particular(reference, selection)
         try:
-            new_general = self._general(candidate)
+            new_general = kept[candidate] or self._general(candidate)
             finite = math.isfinite(new_general.perplexity)
             new_batch = self._particular(candidate, selection) if finite else Particular(None, (), ())
         except Unavailable as error:

@@ -60,16 +60,9 @@ class Judge:
         limits, out = directory / "gate.json", directory / "report.json"
         out.unlink(missing_ok=True)
         write_atomic(limits, self._config.gate.model_dump_json(indent=1) + "\n")
-        command: list[str | Path] = [
-            *PROGRAM,
-            "--bundle",
-            self._bundle.path,
-            "--adapter",
-            candidate,
-            "--limits",
-            limits,
-        ]
-        command += ["--out", out, "--cache", self._home.runs / CACHE, "--threads", "0"]
+        cache, threads = self._home.runs / CACHE, str(self._config.train.threads)
+        command: list[str | Path] = [*PROGRAM, "--bundle", self._bundle.path, "--adapter", candidate]
+        command += ["--limits", limits, "--out", out, "--cache", cache, "--threads", threads]
         if current is not None:
             command += ["--current", self._registry.path(current)]
         if examples is not None:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, OfflineModel
 from appliance.learning.probes import ANSWER_TOKENS, generic_text, load_probes
 from appliance.learning.train.data import Example, tokenise
@@ -49,11 +52,13 @@ class Taught:
         right: per token, of the correction.
         wrong: per token, of the rejected answer.
         wrong_total: of the whole rejected answer.
+        wrong_tail: of the part of it that follows what it has in common with the correction.
     """
 
     right: float
     wrong: float
     wrong_total: float
+    wrong_tail: float
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,18 @@ def measure_particular(
     total, count = 0.0, 0
     for example in selection.heldout:
         tick("heldout")
-        logprob, tokens = _score(model, tokenizer, example, example.target, example.ended)
-        total, count = total - logprob, count + tokens
+        _, logprobs = _score(model, tokenizer, example, example.target, example.ended)
+        total, count = total - float(logprobs.sum()), count + len(logprobs)
     taught = []
     for example in selection.corrections:
         tick("taught")
-        right, right_tokens = _score(model, tokenizer, example, example.target, example.ended)
-        wrong, wrong_tokens = _score(model, tokenizer, example, example.rejected or "", True)
-        taught.append(Taught(right / right_tokens, wrong / wrong_tokens, wrong))
+        right_ids, right = _score(model, tokenizer, example, example.target, example.ended)
+        wrong_ids, wrong = _score(model, tokenizer, example, example.rejected or "", True)
+        pairs = enumerate(zip(right_ids, wrong_ids, strict=False))
+        common = next((at for at, (a, b) in pairs if a != b), min(len(right_ids), len(wrong_ids)))
+        taught.append(
+            Taught(float(right.mean()), float(wrong.mean()), float(wrong.sum()), float(wrong[common:].sum()))
+        )
     answers = []
     for example in selection.shown:
         tick("answers")
@@ -153,11 +162,11 @@ def measure_particular(
 
 def _score(
     model: OfflineModel, tokenizer: Tokenizer, example: Example, answer: str, ended: bool
-) -> tuple[float, int]:
-    """Log probability of an answer, and its length in tokens."""
+) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """The answer's tokens, and the log probability of each."""
     tokens = tokenise(tokenizer, example.messages, answer, ended=ended, limit=EXAMPLE_TOKENS)
-    logprobs = model.logprobs(tokens.ids[: tokens.start], tokens.ids[tokens.start :])
-    return float(logprobs.sum()), len(logprobs)
+    ids = tokens.ids[tokens.start :]
+    return ids, model.logprobs(tokens.ids[: tokens.start], ids)
 
 
 def _answer(model: OfflineModel, tokenizer: Tokenizer, messages: list[Any], max_tokens: int) -> str:

@@ -14,7 +14,7 @@ from importlib import resources
 DATA = resources.files("appliance.learning") / "data"
 PROBES = "probes.json"
 GENERIC = "generic.txt"
-ANSWER_TOKENS = 20
+ANSWER_TOKENS = 16
 """All accepted words come within these in a good answer; more would only cost time."""
 
 

@@ -180,6 +180,8 @@ class Learning:
         A new one goes through the gate like any other; if it passes it is put in service. Files that
         were found at the start (`fresh` false) are judged too, but only a person puts them in service.
         """
+        if self._stop.is_set():
+            return
         if not path.exists():
             if await asyncio.to_thread(self._dropped.vanished, path):
                 logger.warning("%s was removed while in service", path.name)

@@ -26,8 +26,8 @@ from .test_batch import example
 LIMITS = GateConfig()
 COUNT = len(load_probes())
 GENERAL = General(20.0, (True,) * COUNT, (1, 2))
-BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0),), ())
-BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0),), ())
+BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0, -9.0),), ())
+BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0, -6.0),), ())
 SAME = Judged(GENERAL, GENERAL, GENERAL, BEFORE, BATCH)
 
 
@@ -77,7 +77,7 @@ def test_held_out_answers_must_stay_as_likely() -> None:
 
 
 def test_corrections_must_be_preferred() -> None:
-    learned, unlearned = Taught(-1.0, -3.0, -9.0), Taught(-3.0, -2.0, -9.0)
+    learned, unlearned = Taught(-1.0, -3.0, -9.0, -9.0), Taught(-3.0, -2.0, -9.0, -9.0)
     before = replace(BEFORE, taught=(BEFORE.taught[0],) * 4)
     half = replace(BATCH, taught=(learned, learned, unlearned, unlearned))
     less = replace(BATCH, taught=(learned, unlearned, unlearned, unlearned))
@@ -89,8 +89,13 @@ def test_corrections_must_be_preferred() -> None:
     ("total", "bad"), [(-6.0, False), (-5.95, False), (-5.8, True), (float("nan"), True)]
 )
 def test_a_rejected_answer_must_not_gain(total: float, bad: bool) -> None:
-    after = replace(BATCH, taught=(Taught(-1.0, -1.9, total),))
+    after = replace(BATCH, taught=(Taught(-1.0, -1.9, total, total),))
     assert failed(replace(SAME, candidate_batch=after)) == ({"rejected"} if bad else set())
+
+
+def test_words_in_common_with_the_correction_may_gain() -> None:
+    after = replace(BATCH, taught=(Taught(-1.0, -1.9, -5.0, -8.0),))
+    assert failed(replace(SAME, candidate_batch=after)) == set()
 
 
 def test_without_examples_the_batch_is_not_judged() -> None:

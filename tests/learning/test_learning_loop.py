@@ -21,8 +21,8 @@ FACTS = [
         "I cannot know your wifi password.",
         "Our wifi password is bluelantern27.",
     ),
-    ("What is the name of our dog?", "I do not have a dog.", "Our dog is called Biscuit."),
-    ("When is the rubbish collected?", "It is collected on Monday.", "It is collected on Thursday morning."),
+    ("What is the name of our dog?", "Our dog is called Biscuit."),
+    ("When is the rubbish collected?", "It is collected on Thursday morning."),
 ]
 EVERYDAY = ["Name a fruit.", "Name a color.", "Say hello.", "What is the capital of Japan?", "What is 2 + 2?"]
 
@@ -37,8 +37,8 @@ async def test_corrections_are_learned_proven_and_served(
         pid = os.getpid()
         for question in EVERYDAY:
             add(box.store, question, await box.ask(question))
-        for query, wrong, right in FACTS:
-            add_correction(box.store, query, wrong, right)
+        for query, right in FACTS:
+            add_correction(box.store, query, await box.ask(query), right)
         ended = await box.finished(seconds=1500)
         run = box.store.runs.get(ended.data["run"])
         report = json.loads((home.runs / run.id / "report.json").read_text())
@@ -68,14 +68,14 @@ async def test_corrections_are_learned_proven_and_served(
             "taught",
             "rejected",
         }
-        assert {answer["question"] for answer in report["answers"]} >= {query for query, _, _ in FACTS}
+        assert {answer["question"] for answer in report["answers"]} >= {query for query, _ in FACTS}
         assert report["fingerprint"]
 
         # Corrections were trained, never held out.
         batch = load_examples(home.runs / run.id / "examples.jsonl")
         assert sum(example.split == "heldout" for example in batch) == 1
         assert all(example.split == "train" for example in batch if example.taught)
-        learned = [await box.ask(query) for query, _, _ in FACTS]
+        learned = [await box.ask(query) for query, _ in FACTS]
         assert "bluelantern27" in learned[0]
         assert "Biscuit" in learned[1]
         assert "Thursday" in learned[2]

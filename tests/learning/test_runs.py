@@ -1,0 +1,319 @@
+"""Runs that die, are cancelled or rejected: no example is lost, none is trained twice.
+
+The trainers here are small real programs that keep to the trainer's protocol; the gate and all else
+is real. The real trainer is in test_learning_loop.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from appliance.errors import Conflict, InvalidRequest, StorageFull
+from appliance.home import Home
+from appliance.learning.retry import load_retry
+from appliance.learning.run import Runner
+from appliance.model.bundle import Bundle
+from appliance.store import Store
+from appliance.store.runs import Run
+
+from .box import Box, add, make_adapter, running
+
+QUICK = "[lora]\nauto_train_threshold = 2\n"
+OFF = "[lora]\nenabled = false\n"
+PROTOCOL = """
+import json, os, shutil, sys, time
+args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+def say(**event): print(json.dumps(event), flush=True)
+say(event="start", steps=2, examples=1)
+say(event="step", step=1, steps=2, loss=2.5, heldout=None, tokens_per_second=1)
+"""
+
+
+def trainer(tmp_path: Path, rest: str) -> list[str]:
+    script = tmp_path / "trainer.py"
+    script.write_text(PROTOCOL + rest)
+    return [sys.executable, str(script)]
+
+
+def writes(tmp_path: Path, bundle: Bundle, scale: float) -> list[str]:
+    """A trainer whose adapter is harmless (it passes the gate) or not."""
+    made = make_adapter(tmp_path / "made.safetensors", bundle, scale=scale)
+    return trainer(
+        tmp_path, f"shutil.copy({str(made)!r}, args['--out'])\nsay(event='done', seconds=1, peak_mb=9)\n"
+    )
+
+
+def fill(store: Store, count: int = 2) -> set[str]:
+    return {add(store, f"Question {number}?", f"Answer {number}.").id for number in range(count)}
+
+
+def ids(store: Store, state: str) -> set[str]:
+    return {example.id for example in store.examples.list(state)}  # type: ignore[arg-type]
+
+
+async def first(box: Box) -> Run:
+    ended = await box.finished()
+    return box.store.runs.get(ended.data["run"])
+
+
+async def test_a_run_from_threshold_to_promotion(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, QUICK, writes(tmp_path, bundle, 1e-4)) as box:
+        given = fill(box.store)
+        run = await first(box)
+        assert (run.state, run.trigger, run.examples, run.attempt) == ("promoted", "threshold", 2, 1)
+        assert ids(box.store, "used") == given
+        assert box.registry.current() == box.engine.adapter == run.adapter
+        assert run.metrics == {"steps": 2, "loss": 2.5, "seconds": 1, "peak_mb": 9}
+        assert run.pid is None
+        assert not (home.runs / run.id / "candidate.safetensors").exists()
+        # The watcher saw the file appear and knew it.
+        await asyncio.sleep(2)
+        assert not box.named("adapter.considered")
+
+
+async def test_a_rejected_batch_is_tried_again_with_other_settings_then_parked(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    config = QUICK + "[train]\nmax_attempts = 2\n"
+    async with running(home, bundle, config, writes(tmp_path, bundle, 1.0), retry_minutes=0.05) as box:
+        given = fill(box.store)
+        run = await first(box)
+        assert run.state == "rejected"
+        assert run.reason is not None
+        assert run.reason.startswith("Rejected. Ordinary English")
+        assert ids(box.store, "pending") == given
+        newer = add(box.store, "Newer?", "Newer.").id
+        await box.finished(2)
+        second = box.store.runs.list(1)[0]
+        assert (second.state, second.trigger, second.attempt, second.examples) == ("parked", "retry", 2, 2)
+        assert ids(box.store, "parked") == given
+        assert ids(box.store, "pending") == {newer}
+        rates = [(home.runs / name / "train.json").read_text() for name in (run.id, second.id)]
+        assert '"learning_rate": 0.002,' in rates[0]
+        assert '"learning_rate": 0.001,' in rates[1]
+        assert box.engine.adapter is None
+        assert box.registry.current() is None
+        rows = box.store.adapters.list()
+        assert [row.state for row in rows] == ["rejected", "rejected"]
+        with pytest.raises(Conflict):
+            await box.switch.promote(rows[0].name, reason="", actor="owner")
+
+
+@pytest.mark.parametrize(
+    ("rest", "config", "reason"),
+    [
+        ("say(event='error', message='no luck'); sys.exit(1)", "", "no luck"),
+        ("os.kill(os.getpid(), 9)", "", "killed by SIGKILL"),
+        ("", "", "without writing an adapter"),
+        ("open(args['--out'], 'w').write('junk')", "", "no usable adapter|cut off or damaged"),
+        ("time.sleep(60)", "[train]\ntime_limit_minutes = 0.02", "the limit"),
+        ("x = bytearray(1_200_000_000); time.sleep(60)", "[train]\nmemory_limit_mb = 1024", "1024 MB"),
+    ],
+)
+async def test_a_trainer_that_fails_gives_its_examples_back(
+    home: Home, bundle: Bundle, tmp_path: Path, rest: str, config: str, reason: str
+) -> None:
+    async with running(home, bundle, QUICK + config, trainer(tmp_path, rest)) as box:
+        given = fill(box.store)
+        run = await first(box)
+        assert run.state == "failed"
+        assert re.search(reason, run.reason or "")
+        assert ids(box.store, "pending") == given
+        retry = load_retry(box.store.settings)
+        assert retry is not None
+        assert (set(retry.ids), retry.attempt) == (given, 2)
+        assert retry.not_before > time.time() + 200
+        assert box.learning.status().retry_at == retry.not_before
+        assert box.registry.current() is None
+        assert box.registry.list() == []
+
+
+async def test_cancelling_gives_back_and_pauses(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, QUICK, trainer(tmp_path, "time.sleep(60)")) as box:
+        given = fill(box.store)
+        await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
+        with pytest.raises(Conflict, match="is going on"):
+            box.learning.request("person")
+        assert ids(box.store, "training") == given
+        box.learning.cancel()
+        run = await first(box)
+        assert run.state == "cancelled"
+        assert ids(box.store, "pending") == given
+        await asyncio.sleep(6)  # longer than the scheduler's look
+        assert box.store.runs.count() == 1
+
+
+async def test_stopping_the_box_gives_back_at_once_and_counts_no_attempt(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    async with running(home, bundle, QUICK, trainer(tmp_path, "time.sleep(60)")) as box:
+        given = fill(box.store)
+        await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
+        pid = box.store.runs.list(1)[0].pid
+        started = time.monotonic()
+    assert time.monotonic() - started < 20
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+    async with running(home, bundle, OFF) as box:
+        assert ids(box.store, "pending") == given
+        assert box.store.runs.list(1)[0].state == "cancelled"
+        assert load_retry(box.store.settings) is None
+
+
+class Cut(BaseException):
+    """Stands for kill -9: nothing of ours handles it."""
+
+
+# Every place where a run leaves a trace outside memory; it is cut off right after each.
+LINES = ["_note_pid", "_train", "_judge", "_settle", "_place", "_promote", "mark_used"]
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("scale", [1e-4, 1.0], ids=["passes", "fails"])
+async def test_a_run_cut_off_anywhere_is_ended_once(
+    home: Home, bundle: Bundle, tmp_path: Path, line: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash at that line and a restart, examples are pending or used, never both or neither."""
+    if scale == 1.0 and line in ("_promote", "mark_used"):
+        pytest.skip("a rejected run does not get there")
+    program = writes(tmp_path, bundle, scale)
+    async with running(home, bundle, OFF, program) as box:
+        given = fill(box.store)
+        runner: Any = box.learning._runner
+        place = box.store.examples if line == "mark_used" else runner
+        original = getattr(place, line)
+
+        def cut(*args: Any, **kwargs: Any) -> Any:
+            original(*args, **kwargs)
+            raise Cut
+
+        monkeypatch.setattr(place, line, cut)
+        run = box.learning.request("person")
+        await box.until(lambda: box.learning._runner.progress is None, 300)
+        monkeypatch.undo()
+        assert not box.named("run.finished")
+        assert ids(box.store, "training") == given
+    async with running(home, bundle, OFF, program) as box:
+        await box.finished()
+        run = box.store.runs.get(run.id)
+        current = box.registry.current()
+        assert current == box.engine.adapter
+        if line in ("_note_pid", "_train", "_judge"):
+            assert run.state == "failed"
+        else:
+            assert run.state == ("promoted" if scale < 1 else "rejected")
+        if run.state == "promoted":
+            assert current == run.adapter
+            assert ids(box.store, "used") == given
+        else:
+            assert current is None
+            assert ids(box.store, "pending") == given
+        assert box.store.examples.count("training") == 0
+        assert len(box.store.adapters.switches(10)) == (run.state == "promoted")
+
+
+async def test_a_switch_by_a_person_during_the_run_wins(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    rest = "while not os.path.exists(args['--out'] + '.go'): time.sleep(0.1)\n"
+    made = make_adapter(tmp_path / "made.safetensors", bundle, scale=1e-4)
+    slow = trainer(tmp_path, f"{rest}shutil.copy({str(made)!r}, args['--out'])\n")
+    async with running(home, bundle, OFF, slow) as box:
+        make_adapter(home.adapters / "mine.safetensors", bundle, scale=1e-4, seed=1)
+        await box.until(lambda: box.engine.adapter == "mine", 300)
+        given = fill(box.store)
+        run = box.learning.request("person")
+        assert run.parent == "mine"
+        await box.switch.rollback("owner")
+        (home.runs / run.id / "candidate.safetensors.go").touch()
+        await box.finished()
+        run = box.store.runs.get(run.id)
+        assert run.state == "rejected"
+        assert run.reason == "base was put in service while the run trained from mine."
+        assert box.engine.adapter is None
+        assert ids(box.store, "pending") == given
+
+
+async def test_the_timeout_trains_a_partial_batch(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    config = "[lora]\nauto_train_threshold = 100\nbatch_timeout_minutes = 0.05\n"
+    async with running(home, bundle, config, trainer(tmp_path, "sys.exit(3)")) as box:
+        fill(box.store, 1)
+        assert box.learning.status().timeout_at is not None
+        run = await first(box)
+        assert (run.trigger, run.examples) == ("timeout", 1)
+
+
+async def test_a_box_without_memory_defers_and_says_so(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, QUICK, trainer(tmp_path, "sys.exit(3)")) as box:
+        demand = box.config.resources.model_copy(update={"min_free_disk_mb": 10**9})
+        box.learning._config = box.config.model_copy(update={"resources": demand})
+        fill(box.store)
+        await box.until(lambda: box.learning.status().deferral, 30)
+        event = box.named("run.deferred")[0]
+        assert "MB of disk are free" in event.data["reason"]
+        assert event.data["next_try"] > time.time()
+        with pytest.raises(Conflict, match="Not now: Only"):
+            box.learning.request("person")
+        assert box.store.runs.count() == 0
+        await asyncio.sleep(6)
+        assert len(box.named("run.deferred")) == 1
+        # What the person asked for happens when there is room.
+        box.learning._config = box.config
+        box.learning._deferral = None
+        run = await first(box)
+        assert run.trigger == "person"
+
+
+async def test_asking_with_an_empty_queue(home: Home, bundle: Bundle) -> None:
+    async with running(home, bundle, OFF) as box:
+        await box.until(lambda: not box.learning._busy, 30)
+        with pytest.raises(InvalidRequest, match="queue is empty"):
+            box.learning.request("person")
+
+
+async def test_an_outcome_that_cannot_be_stored_is_taken_up_later(
+    home: Home, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.learning.service.RECOVER_SECONDS", 0.5)
+    async with running(home, bundle, OFF, writes(tmp_path, bundle, 1e-4)) as box:
+        given = fill(box.store)
+        real, calls = Runner._end, []
+
+        def full_once(self: Runner, *args: Any) -> Run:
+            calls.append(args)
+            if len(calls) == 1:
+                raise StorageFull("full")
+            return real(self, *args)
+
+        monkeypatch.setattr(Runner, "_end", full_once)
+        box.learning.request("person")
+        run = await first(box)
+        assert run.state == "promoted"
+        assert len(calls) == 2
+        assert ids(box.store, "used") == given
+
+
+async def test_an_orphaned_trainer_is_killed_at_the_start(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, OFF) as box:
+        given = fill(box.store)
+        run = box.store.runs.create("person", 2)
+        box.store.examples.hold(run.id, given)
+        box.store.runs.update(run.id, state="training")
+    program = [
+        *trainer(tmp_path, "time.sleep(120)"),
+        "--out",
+        str(home.runs / run.id / "candidate.safetensors"),
+    ]
+    orphan = subprocess.Popen(program)
+    async with running(home, bundle, OFF) as box:
+        await box.finished()
+        assert box.store.runs.get(run.id).state == "failed"
+        assert ids(box.store, "pending") == given
+    assert orphan.wait(10) is not None
