@@ -18,7 +18,7 @@ from appliance.adapters.file import Adapter, read_adapter, tensor_key, write_ada
 from appliance.errors import AdapterInvalid
 from appliance.model.bundle import Manifest
 
-from .conftest import DOWN, META, K, OUT, Q, V, tensors
+from .conftest import DOWN, META, OUT, K, Q, V, tensors
 
 
 def test_matrices_are_laid_out_as_the_graph_takes_them(tmp_path: Path, manifest: Manifest) -> None:
