@@ -20,6 +20,7 @@ import os
 import platform
 import random
 import secrets
+import signal
 import socket
 import statistics
 import subprocess
@@ -257,6 +258,7 @@ def main() -> None:
     else:
         options.cache.mkdir(parents=True, exist_ok=True)
         bundle = import_model(DEFAULT, Home(options.cache.absolute()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon and its home go too
     load_before = os.getloadavg()[0]
     with running_daemon(bundle) as (url, token, pid):
         samples = asyncio.run(measure_all(url, token, options.rounds, options.prompt, options.answer))
