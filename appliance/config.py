@@ -85,11 +85,11 @@ class TrainConfig(Section):
     layers: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Share of the layers that get an adapter, counted from the top."
     )
-    learning_rate: Positive = Field(2e-3, description="Peak learning rate.")
-    epochs: int = Field(4, ge=1, le=100, description="Passes over the examples.")
-    batch_tokens: int = Field(512, ge=64, description="Tokens per optimizer step.")
+    learning_rate: Positive = Field(1.5e-3, description="Peak learning rate.")
+    epochs: int = Field(3, ge=1, le=100, description="Passes over the examples.")
+    batch_tokens: int = Field(256, ge=64, description="Tokens per optimizer step.")
     drift_weight: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="How much staying near the starting model counts on its own answers and on prose."
+        2.0, description="How much staying near the starting model counts on its own answers and on prose."
     )
     rejected_weight: Annotated[float, Field(ge=0)] = Field(
         0.3, description="How much it counts that a rejected answer loses probability."

@@ -70,7 +70,9 @@ def test_the_box_learns_what_it_is_taught(start_daemon: StartDaemon) -> None:
     while (status := daemon.get("/v1/training/status").json())["run"] is None:
         assert time.monotonic() < deadline, f"no run was triggered: {status}\n{daemon.log[-3000:]}"
         time.sleep(0.2)
-    lines = subprocess.run(["wc", "-l"], stdin=daemon.home.queue.open(), capture_output=True, check=True)
+    time.sleep(1.5)  # the mirror follows within a second
+    with daemon.home.queue.open() as queue:
+        lines = subprocess.run(["wc", "-l"], stdin=queue, capture_output=True, check=True)
     assert int(lines.stdout) == 100
     assert "Batch threshold reached, triggering training count=100" in daemon.log
     assert "Starting LoRA training subprocess" in daemon.log
