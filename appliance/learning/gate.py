@@ -233,7 +233,7 @@ class Gate:
             finite = math.isfinite(new_general.perplexity)
             new_batch = self._particular(candidate, selection) if finite else Particular(None, (), ())
         except Unavailable as error:
-            return _report([Check("finite", "Finite numbers", False, error.message)], [], started)
+            return _report([Check("runtime", "Works on this runtime", False, error.message)], [], started)
         against = reference.name if reference else "the base model"
         structure = Check(
             "structure",

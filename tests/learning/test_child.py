@@ -99,5 +99,5 @@ def test_orphans_are_known_by_their_output(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
-    code = "import os, json; print(json.dumps({'session': os.getsid(0)}))"
-    assert run(tmp_path, code)[0]["session"] != os.getsid(0)
+    code = "import os, json; print(json.dumps({'group': os.getpgid(0)}))"
+    assert run(tmp_path, code)[0]["group"] != os.getpgid(0)
