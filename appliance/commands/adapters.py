@@ -11,7 +11,7 @@ import click
 
 from appliance.commands.client import find_daemon
 from appliance.commands.local import no_daemon, open_store, served_bundle
-from appliance.commands.output import json_option, moment, print_json, print_table, size
+from appliance.commands.output import json_option, moment, print_json, print_table, shorten, size
 from appliance.home import Home
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def list_(as_json: bool) -> None:
                 size(row["size"]),
                 moment(row["created"]),
                 row["run_id"],
-                (row["report"] or {}).get("summary"),
+                shorten((row["report"] or {}).get("summary") or ""),
             ]
             for row in rows
         ),

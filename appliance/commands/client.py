@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ShammahError, Unavailable
 from appliance.home import Home
+
+if TYPE_CHECKING:
+    import httpx
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 # The file is written a moment after the process starts; a process younger than it is another one.
@@ -33,15 +37,9 @@ class Daemon:
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         import httpx
 
+        headers = {"Authorization": f"Bearer {self.token}"}
         try:
-            # trust_env: a proxy set for this shell has no business with loopback.
-            with httpx.Client(trust_env=False, timeout=httpx.Timeout(300, connect=5)) as client:
-                response = client.request(
-                    method,
-                    self.url + path,
-                    json=body,
-                    headers={"Authorization": f"Bearer {self.token}"},
-                )
+            response = _client().request(method, self.url + path, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"The daemon (process {self.pid}) does not answer at {self.url}: {error}."
@@ -57,6 +55,15 @@ class Daemon:
                 str(data["error"].get("message", data["error"])), code=data["error"].get("code")
             )
         return data
+
+
+@cache
+def _client() -> httpx.Client:
+    import httpx
+
+    # A proxy set for this shell has no business with loopback, and plain HTTP needs no certificates:
+    # loading them costs more than all the rest of a call.
+    return httpx.Client(trust_env=False, verify=False, timeout=httpx.Timeout(300, connect=5))
 
 
 def find_daemon(home: Home) -> Daemon | None:

@@ -16,7 +16,7 @@ from appliance.home import Home
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 
 
 @click.command()
