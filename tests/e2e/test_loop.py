@@ -22,6 +22,7 @@ auto_train_threshold = 100
 [resources]
 max_load_per_core = 100
 min_free_memory_mb = 0
+retry_minutes = 0.1
 """
 RUN_SECONDS = 1500
 
@@ -43,6 +44,10 @@ def curl(daemon: Daemon, question: str) -> dict[str, Any]:
 
 def knows(fact: dict[str, Any], answer: str) -> bool:
     return all(word.lower() in answer.lower() for word in fact["must_contain"])
+
+
+def settled(status: dict[str, Any]) -> bool:
+    return status["run"] is None and (status["last_run"] or {}).get("state") in ("promoted", "parked")
 
 
 @pytest.mark.slow
@@ -79,15 +84,17 @@ def test_the_box_learns_what_it_is_taught(start_daemon: StartDaemon) -> None:
 
     deadline = time.monotonic() + RUN_SECONDS
     phases = set()
-    while (status := daemon.get("/v1/training/status").json())["run"] is not None:
-        phases.add(status["run"]["phase"])
+    # The gate may send a batch back; it is then tried again with gentler settings, as in any home.
+    while not settled(status := daemon.get("/v1/training/status").json()):
+        phases.add((status["run"] or {"phase": "waiting"})["phase"])
         assert time.monotonic() < deadline, status
         assert daemon.ask("Say hello.", max_tokens=4, store=False)  # serving goes on meanwhile
         time.sleep(1)
     assert len(phases) > 1
     run = status["last_run"]
     assert run["state"] == "promoted", json.dumps(run["report"], indent=1) + daemon.log[-3000:]
-    assert run["trigger"] == "threshold"
+    assert run["trigger"] in ("threshold", "retry")
+    print(f"promoted at attempt {run['attempt']}: {run['reason']}")
 
     file = daemon.home.adapters / f"{run['adapter']}.safetensors"
     assert daemon.home.current.resolve() == file.resolve()
