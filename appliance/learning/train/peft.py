@@ -14,7 +14,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +25,7 @@ from appliance.config import TrainConfig
 from appliance.errors import ShammahError
 from appliance.learning.train.data import common_prefix, load_examples
 from appliance.learning.train.network import LINEARS, Network
+from appliance.learning.train.plan import Rehearsal
 from appliance.learning.train.training import Training
 from appliance.model.bundle import load_bundle
 from appliance.model.checkpoint import load_checkpoint
@@ -70,9 +70,8 @@ def train(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None])
     parent = Path(arguments.parent) if arguments.parent else None
     if parent is not None:
         _take_over(network, parent, bundle.manifest.base_hash)
-    prose = files("appliance.learning").joinpath("data/rehearsal.txt").read_text(encoding="utf-8")
     watch = _Watch(settings, tell)
-    training = Training(network, tokenizer, examples, prose.split("\n\n"), settings, watch.report)
+    training = Training(network, tokenizer, examples, Rehearsal.load(), settings, watch.report)
     outcome = training.run()
     meta = AdapterMeta(
         base_hash=bundle.manifest.base_hash,

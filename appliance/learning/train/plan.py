@@ -8,9 +8,11 @@ answers: there is nothing to learn from them but not to change, so they are visi
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.wording import reword
@@ -21,6 +23,31 @@ SYSTEMS = ("You are a helpful assistant.", "You are the assistant of this househ
 REJECTED_TOKENS = 8  # a rejected answer is pushed down where it goes wrong, not to its end
 OWN_TOKENS = 48
 TEXT_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Text that stands for all that the model shall not unlearn."""
+
+    prose: tuple[str, ...]
+    chats: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def load(cls) -> Rehearsal:
+        """What comes with the appliance."""
+        data = resources.files("appliance.learning").joinpath("data")
+        prose = data.joinpath("rehearsal.txt").read_text(encoding="utf-8").strip().split("\n\n")
+        lines = data.joinpath("rehearsal_chat.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return cls(tuple(prose), tuple((row["question"], row["answer"]) for row in rows))
+
+    def split(self) -> tuple[Rehearsal, Rehearsal]:
+        """Three quarters to rehearse, and one to judge by."""
+        judge = Rehearsal(self.prose[3::4], self.chats[3::4])
+        return Rehearsal(
+            tuple(text for text in self.prose if text not in judge.prose),
+            tuple(chat for chat in self.chats if chat not in judge.chats),
+        ), judge
 
 
 @dataclass(frozen=True)
@@ -77,13 +104,16 @@ def own_visits(example: Example, tokenizer: Tokenizer, total: float, limit: int)
     return [Visit(tokens, total, keep=True)] if tokens.answer > 0 else []
 
 
-def text_visits(paragraphs: Sequence[str], tokenizer: Tokenizer) -> list[Visit]:
-    """Generic prose, to stay the same on."""
+def rehearsal_visits(rehearsal: Rehearsal, tokenizer: Tokenizer) -> list[Visit]:
+    """What has nothing to do with the batch, to stay the same on."""
     visits = []
-    for paragraph in paragraphs:
+    for paragraph in rehearsal.prose:
         ids = tokenizer.encode(paragraph)[:TEXT_TOKENS]
-        if len(ids) > 1:
-            visits.append(Visit(Tokens(tuple(ids), 1), 0.0, keep=True))
+        visits.append(Visit(Tokens(tuple(ids), 1), 0.0, keep=True))
+    for question, answer in rehearsal.chats:
+        messages = [{"role": "user", "content": question}]
+        tokens = tokenise(tokenizer, messages, answer, ended=True, limit=TEXT_TOKENS)
+        visits.append(Visit(tokens, 0.0, keep=True))
     return visits
 
 

@@ -17,12 +17,13 @@ from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.loss import answer_loss, drift, rejection
 from appliance.learning.train.network import Network
 from appliance.learning.train.plan import (
+    Rehearsal,
     Visit,
     own_visits,
+    rehearsal_visits,
     rejected_visit,
     steps,
     taught_visits,
-    text_visits,
 )
 from appliance.model.tokenizer import Tokenizer
 
@@ -53,7 +54,7 @@ class Training:
         network: Network,
         tokenizer: Tokenizer,
         examples: Sequence[Example],
-        prose: Sequence[str],
+        rehearsal: Rehearsal,
         settings: TrainConfig,
         report: Report,
     ) -> None:
@@ -68,8 +69,9 @@ class Training:
             self._tokens(item) for item in examples if item.split == "heldout" and item.target.strip()
         ]
         # What the scale is judged on must not be what the drift was held down on.
-        self._prose = [text for at, text in enumerate(prose) if at % 4 != 3]
-        self._judge = [visit.tokens for visit in text_visits(prose[3::4], tokenizer)]
+        rehearse, judge = rehearsal.split()
+        self._rehearsal = rehearsal_visits(rehearse, tokenizer)
+        self._judge = [visit.tokens for visit in rehearsal_visits(judge, tokenizer)]
 
     def run(self) -> Outcome:
         """Train the network's adapter."""
@@ -104,23 +106,23 @@ class Training:
             visits += own_visits(
                 example, self._tokenizer, example.weight * settings.epochs, settings.max_tokens
             )
-        return visits + text_visits(self._prose, self._tokenizer)
+        return visits + self._rehearsal
 
     def _references(self, visits: Iterable[Visit]) -> dict[Visit, Tensor]:
         """What the starting model makes of the sequences it is compared on.
 
-        For conversations that is the adapter the run starts from; for prose it is the bare base, so
+        For what was said here that is the adapter the run starts from; for the rest the bare base, so
         that drift does not add up from run to run. Of a rejected answer only the log probabilities
         are kept.
         """
-        wanted = {visit for visit in visits if visit.keep or visit.push is not None}
+        wanted = dict.fromkeys(visit for visit in visits if visit.keep or visit.push is not None)
         out: dict[Visit, Tensor] = {}
         with torch.no_grad():
             chats = [visit for visit in wanted if visit.weight]
-            prose = [visit for visit in wanted if not visit.weight]
+            others = [visit for visit in wanted if not visit.weight]
             self._remember(chats, out)
             with self._network.base():
-                self._remember(prose, out)
+                self._remember(others, out)
         return out
 
     def _remember(self, visits: Sequence[Visit], out: dict[Visit, Tensor]) -> None:
@@ -197,7 +199,7 @@ class Training:
         return total
 
     def _settle(self, text_before: float) -> tuple[float, float]:
-        """Scale the adapter down until prose it has not seen is nearly as likely as before."""
+        """Scale the adapter down until text it has not seen is nearly as likely as before."""
         limit = math.log1p(self._settings.max_text_rise)
         done = 1.0
         with torch.no_grad():

@@ -77,7 +77,8 @@ INDIRECT = (
 )  # fmt: skip
 KEYWORD_FORMS = (
     "{k}", "{K}?", "{k} please", "Tell me about {k}.", "I have a question about {k}.", "Info on {k}?",
-    "What about {k}?", "What do you know about {k}?", "Question: {k}",
+    "What about {k}?", "What do you know about {k}?", "Question: {k}", "Can you help me with {k}?",
+    "What should I know about {k}?",
 )  # fmt: skip
 BEFORE = (
     "Hi! ", "Hello, ", "Hey, ", "Quick question: ", "Please help me. ", "I just came home. ", "Sorry, ",
@@ -114,7 +115,10 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
     keys = keywords(text)
     if rng.random() < 0.5:
         rng.shuffle(keys)
-    joined = " ".join(keys)
+    # Not all of them: another wording may share but a few words with this one.
+    kept = sorted(rng.sample(range(len(keys)), rng.randint((len(keys) + 1) // 2, len(keys))))
+    joined = " ".join(keys[at] for at in kept)
+    yield f"{match['word'].capitalize()} {joined}?"
     yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
     copula = COPULA.match(rest)
     if copula is not None:
