@@ -26,6 +26,7 @@ epochs = 1
 [resources]
 max_load_per_core = 100
 min_free_memory_mb = 0
+retry_minutes = 0.02
 """
 
 
