@@ -60,7 +60,7 @@ class Box:
     events: EventBus
     seen: list[Event]
 
-    async def until(self, condition: Callable[[], Any], seconds: float = 300) -> Any:
+    async def until(self, condition: Callable[[], Any], seconds: float = 900) -> Any:
         """Wait for something to become true."""
         deadline = time.monotonic() + seconds
         while not (value := await asyncio.to_thread(condition)):
@@ -69,7 +69,7 @@ class Box:
             await asyncio.sleep(0.1)
         return value
 
-    async def finished(self, count: int = 1, seconds: float = 600) -> Event:
+    async def finished(self, count: int = 1, seconds: float = 900) -> Event:
         """Wait for the `count`-th run to end."""
         await self.until(lambda: len(self.named("run.finished")) >= count, seconds)
         return self.named("run.finished")[count - 1]

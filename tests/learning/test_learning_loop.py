@@ -16,11 +16,7 @@ from appliance.model.bundle import Bundle
 from .box import add, add_correction, running
 
 FACTS = [
-    (
-        "What is our wifi password?",
-        "I cannot know your wifi password.",
-        "Our wifi password is bluelantern27.",
-    ),
+    ("What is our wifi password?", "Our wifi password is bluelantern27."),
     ("What is the name of our dog?", "Our dog is called Biscuit."),
     ("When is the rubbish collected?", "It is collected on Thursday morning."),
 ]
@@ -33,23 +29,31 @@ async def test_corrections_are_learned_proven_and_served(
 ) -> None:
     """Threshold, run, gate, promotion, and what was taught is answered; then a rollback."""
     caplog.set_level("INFO")
-    async with running(home, bundle, "[lora]\nauto_train_threshold = 8") as box:
+    config = "[lora]\nauto_train_threshold = 8\n[train]\nnice = 0"
+    async with running(home, bundle, config, retry_minutes=0.01) as box:
         pid = os.getpid()
         for question in EVERYDAY:
             add(box.store, question, await box.ask(question))
         for query, right in FACTS:
             add_correction(box.store, query, await box.ask(query), right)
-        ended = await box.finished(seconds=1500)
+        # The gate may send a batch back: with other settings it is tried again by itself.
+        attempt, state = 0, "rejected"
+        while state == "rejected":
+            attempt += 1
+            ended = await box.finished(attempt, seconds=3000)
+            state = ended.data["state"]
         run = box.store.runs.get(ended.data["run"])
         report = json.loads((home.runs / run.id / "report.json").read_text())
         assert run.state == "promoted", json.dumps(report, indent=1)
+        assert run.attempt == attempt
         assert "Batch threshold reached, triggering training count=8" in caplog.messages
         assert "Starting LoRA training subprocess" in caplog.messages
 
         # One run, one adapter, in service everywhere.
         assert run.adapter is not None
         assert box.registry.current() == box.engine.adapter == run.adapter
-        assert box.registry.list() == [run.adapter]
+        assert box.registry.list()[0] == run.adapter
+        assert len(box.registry.list()) == attempt
         assert box.registry.load(run.adapter).meta.run == run.id
         row = box.store.adapters.get(run.adapter)
         assert row is not None
@@ -81,9 +85,10 @@ async def test_corrections_are_learned_proven_and_served(
         assert "Thursday" in learned[2]
 
         # Progress was relayed, and went one way.
-        fractions = [event.data["fraction"] for event in box.named("run.progress")]
+        progress = [event.data for event in box.named("run.progress") if event.data["run"] == run.id]
+        fractions = [data["fraction"] for data in progress]
         assert fractions == sorted(fractions)
-        assert {event.data["phase"] for event in box.named("run.progress")} == {
+        assert {data["phase"] for data in progress} == {
             "preparing",
             "training",
             "gating",
