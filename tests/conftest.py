@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from daemons import daemon, start_daemon  # noqa: F401  (fixtures)
+from hypothesis import HealthCheck, settings
 
 from appliance import model
 from appliance.home import Home
@@ -18,6 +19,10 @@ from appliance.model.importer import import_model
 from appliance.model.tokenizer import Tokenizer
 
 KEPT_SECONDS = 24 * 3600
+
+# A busy machine is slow, which says nothing about the code: no test is timed.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
