@@ -89,7 +89,7 @@ class TrainConfig(Section):
     epochs: int = Field(3, ge=1, le=100, description="Passes over the examples.")
     batch_tokens: int = Field(256, ge=64, description="Tokens per optimizer step.")
     drift_weight: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="How much staying near the starting model counts on its own answers and on prose."
+        4.0, description="How much staying near the starting model counts on its own answers and on prose."
     )
     rejected_weight: Annotated[float, Field(ge=0)] = Field(
         0.3, description="How much it counts that a rejected answer loses probability."
