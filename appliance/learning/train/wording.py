@@ -123,7 +123,7 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
     copula = COPULA.match(rest)
     if copula is not None:
         topic = copula["topic"]
-        # Twice: a topic has the richest forms.
+        # Three times: a topic has the richest forms.
         for _ in range(3):
             yield rng.choice(TOPIC_FORMS.get(word, TOPIC_FORMS["what"])).format(t=topic, T=_capital(topic))
         return
