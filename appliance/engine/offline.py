@@ -1,11 +1,11 @@
-"""The model without the server: score and generate, one sequence at a time.
+"""The model without the server: score one sequence at a time, and continue several at once.
 
 The gate judges an adapter with this, on the very session code that will serve it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,17 @@ from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
 
 CHUNK = 128  # tokens a step; the logits of a chunk are [CHUNK, vocab] floats
+ROWS = 16  # sequences that are continued together
 PROBE_PROMPT = "The capital of France is"
 PROBE_TOKENS = 8
 
 
 class OfflineModel:
-    """A bundle with one adapter, for scoring."""
+    """A bundle with one adapter, for scoring.
+
+    What the cache holds of earlier sequences is used again where the next one begins alike: most begin
+    with the template's system message, and the two answers of a correction share their question.
+    """
 
     def __init__(
         self, bundle: Bundle, adapter: Adapter | None = None, *, threads: int = 0, capacity: int = 2048
@@ -31,8 +36,8 @@ class OfflineModel:
         """Build it; sequences may be `capacity` tokens long."""
         self._bundle = bundle
         self._threads = threads
-        self._cache = KVCache(bundle.manifest, 1, min(capacity, bundle.manifest.context_length))
-        self._session = Session(bundle, adapter, self._cache, threads=threads)
+        self._cache = KVCache(bundle.manifest, ROWS, min(capacity, bundle.manifest.context_length))
+        self.use(adapter)
 
     @property
     def capacity(self) -> int:
@@ -42,6 +47,7 @@ class OfflineModel:
     def use(self, adapter: Adapter | None) -> None:
         """Score with another adapter from now on."""
         self._session = Session(self._bundle, adapter, self._cache, threads=self._threads)
+        self._held: list[tuple[int, ...]] = [()] * ROWS  # the tokens whose keys and values a row holds
 
     def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.float64]:
         """Natural log probability of each answer token after the prompt, shape [len(answer)].
@@ -52,14 +58,11 @@ class OfflineModel:
         tokens = [*prompt, *answer]
         if not prompt or len(tokens) > self.capacity:
             raise ValueError(f"{len(tokens)} tokens do not fit: 1 to {self.capacity}")
-        parts = []
-        first = len(prompt) - 1  # this position predicts the answer's first token
-        for start in range(0, len(tokens) - 1, CHUNK):
-            chunk = np.array([tokens[start : min(start + CHUNK, len(tokens) - 1)]], np.int64)
-            wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
-            logits = self._session.step(chunk, np.array([start], np.int32), 0, wanted)
-            targets = np.array(tokens, np.int64)[start + wanted + 1]
-            parts.append(_log_softmax_at(logits, targets))
+        # The last position of the prompt predicts the answer's first token.
+        parts = [
+            _log_softmax_at(logits, np.array(tokens[at : at + len(logits)], np.int64))
+            for at, logits in self._read(0, tokens[:-1], len(prompt) - 1)
+        ]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def perplexity(self, tokens: Sequence[int]) -> float:
@@ -71,9 +74,60 @@ class OfflineModel:
         ]
         return float(np.exp(-np.concatenate(scores).mean()))
 
-    def greedy(self, prompt: Sequence[int], max_tokens: int, eos_ids: Sequence[int] = ()) -> list[int]:
-        """The likeliest continuation, without its end-of-turn token."""
-        return greedy(self._session, prompt, max_tokens, eos_ids)
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, eos_ids: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """The likeliest continuation of each prompt, without its end-of-turn token.
+
+        Raises:
+            Unavailable: the model gives non-finite numbers.
+        """
+        return [
+            answer
+            for start in range(0, len(prompts), ROWS)
+            for answer in self._greedy(prompts[start : start + ROWS], max_tokens, eos_ids)
+        ]
+
+    def _greedy(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, eos_ids: Sequence[int]
+    ) -> list[list[int]]:
+        first = [
+            logits[-1]
+            for row, prompt in enumerate(prompts)
+            for _, logits in self._read(row, prompt, len(prompt) - 1)
+        ]
+        logits = np.stack(first)
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_rows = set(range(len(prompts)))
+        for count in range(max_tokens):
+            tokens = _likeliest(logits)
+            for row in sorted(open_rows):
+                if tokens[row] in eos_ids:
+                    open_rows.discard(row)
+                else:
+                    answers[row].append(int(tokens[row]))
+            if not open_rows or count + 1 == max_tokens:
+                break
+            # Rows that have ended are computed on with the others: nobody looks at them.
+            lengths = np.array([len(prompt) + count for prompt in prompts], np.int32)
+            logits = self._session.step(tokens[:, None], lengths, 0, np.arange(len(prompts), dtype=np.int64))
+        return answers
+
+    def _read(self, row: int, tokens: Sequence[int], first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Put the tokens into the row; yields (position + 1, logits) by chunks, from position `first` on."""
+        known, source = max((_common(held, tokens), row) for row, held in enumerate(self._held))
+        known = min(known, first)
+        if source != row:
+            for buffer in self._cache.buffers:
+                buffer[row, :, :known] = buffer[source, :, :known]
+        self._held[row] = ()
+        for start in range(known, len(tokens), CHUNK):
+            chunk = np.array([tokens[start : start + CHUNK]], np.int64)
+            wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
+            logits = self._session.step(chunk, np.array([start], np.int32), row, wanted)
+            if len(wanted):
+                yield start + int(wanted[0]) + 1, logits
+        self._held[row] = tuple(tokens)
 
 
 def greedy(
@@ -89,9 +143,7 @@ def greedy(
         logits = session.step(chunk, np.array([start], np.int32), 0, np.array([chunk.shape[1] - 1], np.int64))
     out: list[int] = []
     while True:
-        if not np.isfinite(logits).all():
-            raise Unavailable("The model gives numbers that are not finite.")
-        token = int(logits[0].argmax())
+        token = int(_likeliest(logits)[0])
         if token in eos_ids:
             return out
         out.append(token)
@@ -104,6 +156,21 @@ def greedy(
 def probe(session: Session, tokenizer: Tokenizer) -> tuple[int, ...]:
     """A few greedy tokens after a fixed prompt: finite, and a fingerprint of the weights' behaviour."""
     return tuple(greedy(session, tokenizer.encode(PROBE_PROMPT), PROBE_TOKENS))
+
+
+def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    if not np.isfinite(logits).all():
+        raise Unavailable("The model gives numbers that are not finite.")
+    best: NDArray[np.int64] = logits.argmax(axis=1)
+    return best
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of what both begin with."""
+    return next(
+        (at for at, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]),
+        min(len(left), len(right)),
+    )
 
 
 def _log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:

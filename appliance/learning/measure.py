@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, OfflineModel
+from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, ROWS, OfflineModel
 from appliance.learning.probes import ANSWER_TOKENS, generic_text, load_probes
 from appliance.learning.train.data import Example, tokenise
 from appliance.model.tokenizer import Tokenizer
@@ -126,11 +126,13 @@ def measure_general(model: OfflineModel, tokenizer: Tokenizer, tick: Tick) -> Ge
     perplexity = model.perplexity(tokens)
     if not math.isfinite(perplexity):
         return General(perplexity, (), ())  # nothing it says means anything
+    probes = load_probes()
+    answers = _answers(model, tokenizer, [[_user(probe.question)] for probe in probes], ANSWER_TOKENS)
     passed = []
-    for probe in load_probes():
+    for probe, answer in zip(probes, answers, strict=True):
         tick("probes")
-        passed.append(probe.passes(_answer(model, tokenizer, [_user(probe.question)], ANSWER_TOKENS)))
-    fingerprint = tuple(model.greedy(tokenizer.encode(PROBE_PROMPT), PROBE_TOKENS))
+        passed.append(probe.passes(answer))
+    fingerprint = tuple(model.greedy([tokenizer.encode(PROBE_PROMPT)], PROBE_TOKENS)[0])
     return General(perplexity, tuple(passed), fingerprint)
 
 
@@ -153,10 +155,11 @@ def measure_particular(
         taught.append(
             Taught(float(right.mean()), float(wrong.mean()), float(wrong.sum()), float(wrong[common:].sum()))
         )
+    shown = [list(example.messages) for example in selection.shown]
     answers = []
-    for example in selection.shown:
+    for answer in _answers(model, tokenizer, shown, SHOWN_TOKENS):
         tick("answers")
-        answers.append(_answer(model, tokenizer, list(example.messages), SHOWN_TOKENS))
+        answers.append(answer)
     return Particular(total / count if count else None, tuple(taught), tuple(answers))
 
 
@@ -169,9 +172,15 @@ def _score(
     return ids, model.logprobs(tokens.ids[: tokens.start], ids)
 
 
-def _answer(model: OfflineModel, tokenizer: Tokenizer, messages: list[Any], max_tokens: int) -> str:
-    prompt = tokenizer.encode_chat(messages)[-EXAMPLE_TOKENS:]
-    return tokenizer.decode(model.greedy(prompt, max_tokens, tokenizer.eos_ids)).strip()
+def _answers(
+    model: OfflineModel, tokenizer: Tokenizer, conversations: Sequence[list[Any]], max_tokens: int
+) -> Iterator[str]:
+    """Greedy answers; they come in groups, so that progress can be told."""
+    for start in range(0, len(conversations), ROWS):
+        group = conversations[start : start + ROWS]
+        prompts = [tokenizer.encode_chat(messages)[-EXAMPLE_TOKENS:] for messages in group]
+        for answer in model.greedy(prompts, max_tokens, tokenizer.eos_ids):
+            yield tokenizer.decode(answer).strip()
 
 
 def _user(text: str) -> dict[str, str]:

@@ -195,8 +195,12 @@ async def test_offline_scores_agree_with_serving(
     bundle: Bundle, tokenizer: Tokenizer, ask: Ask, prompts: list[tuple[int, ...]]
 ) -> None:
     model = OfflineModel(bundle, threads=2, capacity=256)
-    tokens = model.greedy(prompts[1], 24, tokenizer.eos_ids)
-    assert tokenizer.decode(tokens) == (await ask(1, 24))[0]
+    together = model.greedy(prompts, 24, tokenizer.eos_ids)
+    for number, tokens in enumerate(together):
+        assert tokenizer.decode(tokens) == (await ask(number, 24))[0]
+        # What is already in the cache gives the same as what is computed anew.
+        assert model.greedy([prompts[number]], 24, tokenizer.eos_ids) == [tokens]
+    tokens = together[1]
     likely = model.logprobs(prompts[1], tokens)
     unlikely = model.logprobs(prompts[1], [100 + i for i in range(len(tokens))])
     assert likely.shape == (len(tokens),)
