@@ -4,6 +4,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 BIND ?= 127.0.0.1:8080
 ARGS ?=
+# Tests wait for processes and disks half of their time. A file stays with one worker: its fixtures are costly.
+JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
@@ -26,7 +28,7 @@ run: .venv/.train
 install: .venv/.train
 
 test: .venv/.dev browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

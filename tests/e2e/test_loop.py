@@ -19,6 +19,8 @@ EVERYDAY = DATA["everyday"][:90]
 CONFIG = """
 [lora]
 auto_train_threshold = 100
+[train]
+threads = 2
 [resources]
 max_load_per_core = 100
 min_free_memory_mb = 0

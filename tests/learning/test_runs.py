@@ -1,7 +1,7 @@
 """Runs that die, are cancelled or rejected: no example is lost, none is trained twice.
 
 The trainers here are small real programs that keep to the trainer's protocol; the gate and all else
-is real. The real trainer is in test_learning_loop.py.
+is real. The real trainer is in test_trainer.py and, with the whole box around it, in e2e/test_loop.py.
 """
 
 from __future__ import annotations
@@ -320,3 +320,7 @@ async def test_an_orphaned_trainer_is_killed_at_the_start(home: Home, bundle: Bu
         assert box.store.runs.get(run.id).state == "failed"
         assert ids(box.store, "pending") == given
     assert orphan.wait(10) is not None
+
+
+def test_frozen_batches_are_private(home: Home) -> None:
+    assert home.runs.stat().st_mode & 0o777 == 0o700
