@@ -1,6 +1,7 @@
 """How well a run teaches: household facts by correction, asked afterwards in wordings not used to teach.
 
-    python benchmarks/learning.py [--bundle DIR] [--sets 1 2 3] [--seeds 0] [--everyday 90] [--json FILE]
+    python benchmarks/learning.py [--bundle DIR] [--sets 1 2 3] [--seeds 0] [--facts 10] [--everyday 90]
+        [--json FILE]
 
 For each set of ten facts and each seed it makes the batch that a live box would hold (the model's own
 answer as the rejected one, corrections of high weight, everyday questions with the model's own sampled
@@ -161,8 +162,8 @@ def train(bundle: Bundle, rows: list[dict[str, Any]], seed: int, place: Path) ->
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(judge: Judge, number: int, seed: int, everyday: int) -> Row:
-    facts = DATA["facts"][(number - 1) * SET : number * SET]
+def measure(judge: Judge, number: int, seed: int, taught: int, everyday: int) -> Row:
+    facts = DATA["facts"][(number - 1) * SET :][:taught]
     judge.model.use(None)
     rejected = [judge.ask(fact["ask"], REPLY) for fact in facts]
     likely = [judge.likelihood(fact["ask"], wrong) for fact, wrong in zip(facts, rejected, strict=True)]
@@ -201,6 +202,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--sets", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--facts", type=int, default=SET, choices=range(1, SET + 1))
     parser.add_argument("--everyday", type=int, default=90)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -211,7 +213,7 @@ def main() -> int:
     rows = []
     for number in arguments.sets:
         for seed in arguments.seeds:
-            row = measure(judge, number, seed, arguments.everyday)
+            row = measure(judge, number, seed, arguments.facts, arguments.everyday)
             rows.append(row)
             held = math.nan if row.heldout_change is None else row.heldout_change
             print(

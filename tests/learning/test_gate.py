@@ -142,21 +142,23 @@ def gate(bundle: Bundle, tmp_path: Path, adapter: Path, *more: str) -> dict[str,
     assert events[-1]["event"] == "done"
     steps = [(event["step"], event["steps"]) for event in events[:-1]]
     assert [step for step, _ in steps] == list(range(len(steps)))
-    assert not steps or steps[-1] == (steps[-1][1] - 1, len(steps))
-    return dict(json.loads(out.read_text()))
+    report: dict[str, Any] = json.loads(out.read_text())
+    # A model that gives no numbers is rejected at once: nothing more is measured, and progress ends there.
+    if steps and "not finite" not in report["summary"]:
+        assert steps[-1] == (steps[-1][1] - 1, len(steps))
+    return report
 
 
 @pytest.mark.slow
 def test_the_program_judges_real_adapters(bundle: Bundle, tmp_path: Path) -> None:
     adapters = tmp_path / "adapters"
     adapters.mkdir()
-    harmless = make_adapter(adapters / "harmless.safetensors", bundle, scale=1e-4)
+    harmless = make_adapter(adapters / "harmless.safetensors", bundle, scale=1e-6)
     report = gate(bundle, tmp_path, harmless)
     assert report["passed"], report["summary"]
     probes = next(check for check in report["checks"] if check["name"] == "probes")
-    # The default model answers these: what this set is made of. One is nearly a tie in the fp32 model
-    # itself, and processors round differently.
-    assert probes["reference"] == probes["measured"] >= COUNT - 1
+    # The default model answers every probe: what this set is made of.
+    assert probes["reference"] == probes["measured"] == COUNT
     assert report["fingerprint"]
     assert (tmp_path / "cache.json").exists()
 
