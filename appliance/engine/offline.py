@@ -26,8 +26,8 @@ PROBE_TOKENS = 8
 class OfflineModel:
     """A bundle with one adapter, for scoring.
 
-    What the cache holds of earlier sequences is used again where the next one begins alike: most begin
-    with the template's system message, and the two answers of a correction share their question.
+    Every sequence is read from its start, though most begin alike: read in other pieces, the attention
+    kernel rounds otherwise, and a near tie would end as it does not when served.
     """
 
     def __init__(
@@ -47,7 +47,6 @@ class OfflineModel:
     def use(self, adapter: Adapter | None) -> None:
         """Score with another adapter from now on."""
         self._session = Session(self._bundle, adapter, self._cache, threads=self._threads)
-        self._held: list[tuple[int, ...]] = [()] * ROWS  # the tokens whose keys and values a row holds
 
     def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.float64]:
         """Natural log probability of each answer token after the prompt, shape [len(answer)].
@@ -115,19 +114,12 @@ class OfflineModel:
 
     def _read(self, row: int, tokens: Sequence[int], first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Put the tokens into the row; yields (position + 1, logits) by chunks, from position `first` on."""
-        known, source = max((_common(held, tokens), row) for row, held in enumerate(self._held))
-        known = min(known, first)
-        if source != row:
-            for buffer in self._cache.buffers:
-                buffer[row, :, :known] = buffer[source, :, :known]
-        self._held[row] = ()
-        for start in range(known, len(tokens), CHUNK):
+        for start in range(0, len(tokens), CHUNK):
             chunk = np.array([tokens[start : start + CHUNK]], np.int64)
             wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
             logits = self._session.step(chunk, np.array([start], np.int32), row, wanted)
             if len(wanted):
                 yield start + int(wanted[0]) + 1, logits
-        self._held[row] = tuple(tokens)
 
 
 def greedy(
@@ -163,14 +155,6 @@ def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
         raise Unavailable("The model gives numbers that are not finite.")
     best: NDArray[np.int64] = logits.argmax(axis=1)
     return best
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of what both begin with."""
-    return next(
-        (at for at, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]),
-        min(len(left), len(right)),
-    )
 
 
 def _log_softmax_at(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:

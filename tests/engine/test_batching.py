@@ -198,7 +198,7 @@ async def test_offline_scores_agree_with_serving(
     together = model.greedy(prompts, 24, tokenizer.eos_ids)
     for number, tokens in enumerate(together):
         assert tokenizer.decode(tokens) == (await ask(number, 24))[0]
-        # What is already in the cache gives the same as what is computed anew.
+        # Alone as together.
         assert model.greedy([prompts[number]], 24, tokenizer.eos_ids) == [tokens]
     tokens = together[1]
     likely = model.logprobs(prompts[1], tokens)
