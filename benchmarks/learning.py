@@ -79,7 +79,7 @@ class Judge:
         return self.tokenizer.encode_chat([{"role": "user", "content": question}])
 
     def ask(self, question: str, tokens: int = 24) -> str:
-        answer = self.model.greedy([self.prompt(question)], tokens, self.tokenizer.eos_ids)[0]
+        answer = next(self.model.greedy([self.prompt(question)], tokens, self.tokenizer.eos_ids))
         return self.tokenizer.decode(answer)
 
     def likelihood(self, question: str, answer: str) -> float:

@@ -60,7 +60,7 @@ class OfflineModel:
         # The last position of the prompt predicts the answer's first token.
         parts = [
             _log_softmax_at(logits, np.array(tokens[at : at + len(logits)], np.int64))
-            for at, logits in self._read(0, tokens[:-1], len(prompt) - 1)
+            for at, logits in _read(self._session, 0, tokens[:-1], len(prompt) - 1)
         ]
         return np.concatenate(parts) if parts else np.empty(0)
 
@@ -75,79 +75,61 @@ class OfflineModel:
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, eos_ids: Sequence[int] = ()
-    ) -> list[list[int]]:
-        """The likeliest continuation of each prompt, without its end-of-turn token.
-
-        Raises:
-            Unavailable: the model gives non-finite numbers.
-        """
-        return [
-            answer
-            for start in range(0, len(prompts), ROWS)
-            for answer in self._greedy(prompts[start : start + ROWS], max_tokens, eos_ids)
-        ]
-
-    def _greedy(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, eos_ids: Sequence[int]
-    ) -> list[list[int]]:
-        first = [
-            logits[-1]
-            for row, prompt in enumerate(prompts)
-            for _, logits in self._read(row, prompt, len(prompt) - 1)
-        ]
-        logits = np.stack(first)
-        answers: list[list[int]] = [[] for _ in prompts]
-        open_rows = set(range(len(prompts)))
-        for count in range(max_tokens):
-            tokens = _likeliest(logits)
-            for row in sorted(open_rows):
-                if tokens[row] in eos_ids:
-                    open_rows.discard(row)
-                else:
-                    answers[row].append(int(tokens[row]))
-            if not open_rows or count + 1 == max_tokens:
-                break
-            # Rows that have ended are computed on with the others: nobody looks at them.
-            lengths = np.array([len(prompt) + count for prompt in prompts], np.int32)
-            logits = self._session.step(tokens[:, None], lengths, 0, np.arange(len(prompts), dtype=np.int64))
-        return answers
-
-    def _read(self, row: int, tokens: Sequence[int], first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Put the tokens into the row; yields (position + 1, logits) by chunks, from position `first` on."""
-        for start in range(0, len(tokens), CHUNK):
-            chunk = np.array([tokens[start : start + CHUNK]], np.int64)
-            wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
-            logits = self._session.step(chunk, np.array([start], np.int32), row, wanted)
-            if len(wanted):
-                yield start + int(wanted[0]) + 1, logits
+    ) -> Iterator[list[int]]:
+        """The likeliest continuation of each prompt; they come in groups of `ROWS`. See `greedy`."""
+        for start in range(0, len(prompts), ROWS):
+            yield from greedy(self._session, prompts[start : start + ROWS], max_tokens, eos_ids)
 
 
 def greedy(
-    session: Session, prompt: Sequence[int], max_tokens: int, eos_ids: Sequence[int] = ()
-) -> list[int]:
-    """Continue `prompt` on row 0 of the session's cache with the likeliest tokens.
+    session: Session, prompts: Sequence[Sequence[int]], max_tokens: int, eos_ids: Sequence[int] = ()
+) -> list[list[int]]:
+    """Continue each prompt with the likeliest tokens, without the end-of-turn token.
+
+    Prompt i takes row i of the session's cache.
 
     Raises:
         Unavailable: the session gives non-finite numbers.
     """
-    for start in range(0, len(prompt), CHUNK):
-        chunk = np.array([prompt[start : start + CHUNK]], np.int64)
-        logits = session.step(chunk, np.array([start], np.int32), 0, np.array([chunk.shape[1] - 1], np.int64))
-    out: list[int] = []
-    while True:
-        token = int(_likeliest(logits)[0])
-        if token in eos_ids:
-            return out
-        out.append(token)
-        if len(out) >= max_tokens:
-            return out
-        length = np.array([len(prompt) + len(out) - 1], np.int32)
-        logits = session.step(np.array([[token]], np.int64), length, 0, np.array([0], np.int64))
+    logits = np.concatenate(
+        [
+            part
+            for row, prompt in enumerate(prompts)
+            for _, part in _read(session, row, prompt, len(prompt) - 1)
+        ]
+    )
+    answers: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
+    for count in range(max_tokens):
+        tokens = _likeliest(logits)
+        for row in sorted(open_rows):
+            if tokens[row] in eos_ids:
+                open_rows.discard(row)
+            else:
+                answers[row].append(int(tokens[row]))
+        if not open_rows or count + 1 == max_tokens:
+            break
+        # Rows that have ended are computed on with the others: nobody looks at them.
+        lengths = np.array([len(prompt) + count for prompt in prompts], np.int32)
+        logits = session.step(tokens[:, None], lengths, 0, np.arange(len(prompts), dtype=np.int64))
+    return answers
 
 
 def probe(session: Session, tokenizer: Tokenizer) -> tuple[int, ...]:
     """A few greedy tokens after a fixed prompt: finite, and a fingerprint of the weights' behaviour."""
-    return tuple(greedy(session, tokenizer.encode(PROBE_PROMPT), PROBE_TOKENS))
+    return tuple(greedy(session, [tokenizer.encode(PROBE_PROMPT)], PROBE_TOKENS)[0])
+
+
+def _read(
+    session: Session, row: int, tokens: Sequence[int], first: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Put the tokens into the row; yields (position + 1, logits) by chunks, from position `first` on."""
+    for start in range(0, len(tokens), CHUNK):
+        chunk = np.array([tokens[start : start + CHUNK]], np.int64)
+        wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
+        logits = session.step(chunk, np.array([start], np.int32), row, wanted)
+        if len(wanted):
+            yield start + int(wanted[0]) + 1, logits
 
 
 def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, ROWS, OfflineModel
+from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, OfflineModel
 from appliance.learning.probes import ANSWER_TOKENS, generic_text, load_probes
 from appliance.learning.train.data import Example, tokenise
 from appliance.model.tokenizer import Tokenizer
@@ -132,7 +132,7 @@ def measure_general(model: OfflineModel, tokenizer: Tokenizer, tick: Tick) -> Ge
     for probe, answer in zip(probes, answers, strict=True):
         tick("probes")
         passed.append(probe.passes(answer))
-    fingerprint = tuple(model.greedy([tokenizer.encode(PROBE_PROMPT)], PROBE_TOKENS)[0])
+    fingerprint = tuple(next(model.greedy([tokenizer.encode(PROBE_PROMPT)], PROBE_TOKENS)))
     return General(perplexity, tuple(passed), fingerprint)
 
 
@@ -175,12 +175,10 @@ def _score(
 def _answers(
     model: OfflineModel, tokenizer: Tokenizer, conversations: Sequence[list[Any]], max_tokens: int
 ) -> Iterator[str]:
-    """Greedy answers; they come in groups, so that progress can be told."""
-    for start in range(0, len(conversations), ROWS):
-        group = conversations[start : start + ROWS]
-        prompts = [tokenizer.encode_chat(messages)[-EXAMPLE_TOKENS:] for messages in group]
-        for answer in model.greedy(prompts, max_tokens, tokenizer.eos_ids):
-            yield tokenizer.decode(answer).strip()
+    """Greedy answers, one by one as their group is done."""
+    prompts = [tokenizer.encode_chat(messages)[-EXAMPLE_TOKENS:] for messages in conversations]
+    for answer in model.greedy(prompts, max_tokens, tokenizer.eos_ids):
+        yield tokenizer.decode(answer).strip()
 
 
 def _user(text: str) -> dict[str, str]:

@@ -83,7 +83,7 @@ def test_kill_at_random_points(start_daemon: StartDaemon, bundle: Bundle) -> Non
     for turn in range(KILLS):
         for number in range(chosen.randrange(1, 5)):
             teach(daemon, acknowledged, turn * 10 + number)
-        time.sleep(chosen.random() * 3)
+        time.sleep(chosen.random() * 4)
         children = trainers(daemon)
         if children and chosen.random() < 0.5:
             with suppress(psutil.NoSuchProcess):

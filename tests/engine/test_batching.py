@@ -195,11 +195,11 @@ async def test_offline_scores_agree_with_serving(
     bundle: Bundle, tokenizer: Tokenizer, ask: Ask, prompts: list[tuple[int, ...]]
 ) -> None:
     model = OfflineModel(bundle, threads=2, capacity=256)
-    together = model.greedy(prompts, 24, tokenizer.eos_ids)
+    together = list(model.greedy(prompts, 24, tokenizer.eos_ids))
     for number, tokens in enumerate(together):
         assert tokenizer.decode(tokens) == (await ask(number, 24))[0]
         # Alone as together.
-        assert model.greedy([prompts[number]], 24, tokenizer.eos_ids) == [tokens]
+        assert list(model.greedy([prompts[number]], 24, tokenizer.eos_ids)) == [tokens]
     tokens = together[1]
     likely = model.logprobs(prompts[1], tokens)
     unlikely = model.logprobs(prompts[1], [100 + i for i in range(len(tokens))])

@@ -22,7 +22,7 @@ from appliance.model.importer import import_model
 from appliance.model.source import resolve
 
 Copies = Callable[[Path], Path]
-KILLS = 5
+KILLS = 8
 IMPORT = (
     "import sys; from pathlib import Path; from appliance.home import Home; "
     "from appliance.model.importer import import_model; "
