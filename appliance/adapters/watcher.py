@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from watchfiles import Change, DefaultFilter, awatch
@@ -24,8 +24,8 @@ class AdapterWatcher:
 
     A file that is still being copied is waited for: it is reported when its size and time of change
     have stood still for `SETTLE_SECONDS`. Temporary files (with a dot in front) and links are not
-    adapters. Files that are there at the start are reported too; the callback's second argument
-    is false for these.
+    adapters. The files in `earlier` were there at the start; they are reported too, and the callback's
+    second argument is false for these until they change.
     """
 
     def __init__(
@@ -33,10 +33,12 @@ class AdapterWatcher:
         registry: Registry,
         callback: Callable[[Path, bool], Awaitable[None]],
         *,
+        earlier: Collection[str] = (),
         settle: float = SETTLE_SECONDS,
     ) -> None:
         self._registry = registry
         self._callback = callback
+        self._earlier = frozenset(earlier)
         self._settle = settle
         self._waiting: dict[Path, asyncio.Task[None]] = {}
 
@@ -70,14 +72,10 @@ class AdapterWatcher:
             look.cancel()
 
     async def _look(self) -> None:
-        earlier = await asyncio.to_thread(self._registry.list)
-        for name in earlier:
-            self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=False)
-        # Once more when the watch has begun for certain, for what came in between.
+        # When the watch has begun for certain, so that no file comes unseen in between.
         await asyncio.sleep(LOOK_SECONDS)
         for name in await asyncio.to_thread(self._registry.list):
-            if name not in earlier:
-                self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=True)
+            self._notice(self._registry.directory / f"{name}{SUFFIX}", fresh=name not in self._earlier)
 
     def _notice(self, path: Path, *, fresh: bool) -> None:
         if path not in self._waiting:

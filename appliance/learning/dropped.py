@@ -49,8 +49,12 @@ class DroppedIn:
         """Stop judging; a file under judgement is judged at the next start."""
         self._child.stop()
 
-    def reconcile(self) -> None:
-        """At the start: make the store say what the directory and its link say."""
+    def reconcile(self) -> set[str]:
+        """At the start: make the store say what the directory and its link say.
+
+        Returns:
+            The names of the adapters that are there.
+        """
         kill_orphans(self._directory)
         there = set(self._registry.list())
         unfinished = {run.adapter for run in self._store.runs.unfinished()}
@@ -61,6 +65,7 @@ class DroppedIn:
         last = self._store.adapters.switches(1)
         if serving != (last[0].to if last else None):
             self._store.adapters.record_switch(serving, "found at the start", "appliance")
+        return there
 
     def known(self, path: Path) -> bool:
         """Whether this very file has been judged, or belongs to a run that takes care of it."""

@@ -102,10 +102,11 @@ class Learning:
     async def start(self) -> None:
         """Take up what a crash left, then watch queue and directory."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._dropped.reconcile)
+        earlier = await asyncio.to_thread(self._dropped.reconcile)
         self._submit(self._recover)
         self._scheduler.start()
-        self._watching = asyncio.create_task(AdapterWatcher(self._registry, self.consider).run(self._stop))
+        watcher = AdapterWatcher(self._registry, self.consider, earlier=earlier)
+        self._watching = asyncio.create_task(watcher.run(self._stop))
 
     async def stop(self) -> None:
         """Stop the run going on, if any; its examples are pending again."""

@@ -27,9 +27,27 @@ async def seen(registry: Registry, drop: Callable[..., Path]) -> AsyncIterator[a
 
     drop("earlier")
     stop = asyncio.Event()
-    task = asyncio.create_task(AdapterWatcher(registry, note, settle=0.3).run(stop))
+    watcher = AdapterWatcher(registry, note, earlier=registry.list(), settle=0.3)
+    task = asyncio.create_task(watcher.run(stop))
     assert await asyncio.wait_for(queue.get(), 20) == "earlier there"
     yield queue
+    stop.set()
+    await asyncio.wait_for(task, 20)
+
+
+async def test_one_that_comes_before_the_watch_has_begun_is_new(
+    registry: Registry, drop: Callable[..., Path]
+) -> None:
+    seen: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
+
+    async def note(path: Path, fresh: bool) -> None:
+        await seen.put((path.stem, fresh))
+
+    watcher = AdapterWatcher(registry, note, settle=0.3)
+    drop("early")
+    stop = asyncio.Event()
+    task = asyncio.create_task(watcher.run(stop))
+    assert await asyncio.wait_for(seen.get(), 20) == ("early", True)
     stop.set()
     await asyncio.wait_for(task, 20)
 
