@@ -5,11 +5,10 @@ Publishers (engine thread, learning threads, request handlers) never wait for li
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +35,19 @@ class EventBus:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[Event], None]] = []
         self._history: deque[Event] = deque(maxlen=history)
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Events published since the start."""
+        return self._count
 
     def publish(self, name: str, **data: Any) -> None:
         """Tell every listener, in the caller's thread. A listener must be quick and not raise."""
         event = Event(name, data)
         with self._lock:
             self._history.append(event)
+            self._count += 1
             listeners = list(self._listeners)
         for listener in listeners:
             listener(event)
@@ -62,24 +68,3 @@ class EventBus:
         """The last events, oldest first."""
         with self._lock:
             return list(self._history)
-
-    async def stream(self) -> AsyncIterator[Event]:
-        """Events from now on. A consumer that falls 1,000 behind loses the oldest."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Event] = asyncio.Queue(maxsize=1000)
-
-        def push(event: Event) -> None:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(event)
-
-        def forward(event: Event) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(push, event)
-
-        remove = self.listen(forward)
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            remove()

@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 from sanic import Blueprint, Request
 
-from appliance.events import EventBus
+from appliance.events import Event, EventBus
 
 TICK_SECONDS = 5.0
 
@@ -31,44 +31,45 @@ def add_routes(blueprint: Blueprint) -> None:
 
 
 async def events(request: Request) -> None:
-    """Name the changed parts, from now until the browser leaves."""
+    """Name the changed parts, from when the page was rendered until the browser leaves."""
     response = await request.respond(content_type="text/event-stream; charset=utf-8")
     await response.send(": connected\n\n")
-    number = 0
-    async with aclosing(changes(request.app.ctx.events, "last-event-id" in request.headers)) as stream:
+    async with aclosing(changes(request.app.ctx.events, request.args.get("seen", ""))) as stream:
         async for name in stream:
-            number += 1
-            await response.send(f"event: {name}\nid: {number}\ndata: \n\n")
+            await response.send(f"event: {name}\ndata: \n\n")
 
 
-async def changes(bus: EventBus, resumed: bool) -> AsyncGenerator[str, None]:
+async def changes(bus: EventBus, seen: str) -> AsyncGenerator[str, None]:
     """The names of changed parts, with a tick when nothing else happens.
 
     Args:
         bus: where the box tells what happens.
-        resumed: the page was away for a while, and anything may have changed.
+        seen: the bus's `count` when the page was rendered. If it is another now, the page missed
+            something: it was connecting, or away for a while, or the box has been restarted.
     """
-    if resumed:
-        for name in ("box-queue", "box-runs", "box-adapters"):
-            yield name
+    loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[str] = asyncio.Queue(maxsize=100)
 
-    async def follow() -> None:
-        async for event in bus.stream():
-            family = event.name.partition(".")[0]
-            change = "box-progress" if event.name == "run.progress" else _CHANGES.get(family)
-            if change is not None:
-                with contextlib.suppress(asyncio.QueueFull):
-                    arrived.put_nowait(change)
+    def note(change: str) -> None:
+        with contextlib.suppress(asyncio.QueueFull):
+            arrived.put_nowait(change)
 
-    follower = asyncio.create_task(follow())
+    def hear(event: Event) -> None:
+        family = event.name.partition(".")[0]
+        change = "box-progress" if event.name == "run.progress" else _CHANGES.get(family)
+        if change is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(note, change)
+
+    remove = bus.listen(hear)
     try:
+        if seen != str(bus.count):
+            for name in ("box-queue", "box-runs", "box-adapters"):
+                yield name
         while True:
             try:
                 yield await asyncio.wait_for(arrived.get(), TICK_SECONDS)
             except TimeoutError:
                 yield "box-tick"
     finally:
-        follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await follower
+        remove()

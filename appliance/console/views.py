@@ -39,7 +39,8 @@ async def home(request: Request) -> HTTPResponse:
         found["exchange"] = status.exchange(ctx, completion_id) if completion_id else None
         return found
 
-    return page(request, "status.html", **await asyncio.to_thread(gather))
+    seen = ctx.events.count  # before anything is read: what changes from here on is told to the page
+    return page(request, "status.html", seen=seen, **await asyncio.to_thread(gather))
 
 
 async def part(request: Request, name: str) -> HTTPResponse:

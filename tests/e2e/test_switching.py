@@ -22,14 +22,14 @@ NAMES = ("adapter_20260101T000000Z", "adapter_20260102T000000Z")
 
 
 def accepted_adapter(home: Home, bundle: Bundle, name: str, seed: int) -> None:
-    """A stored adapter that the gate has accepted: small random weights, so that answers stay text."""
+    """A stored adapter that the gate has accepted: random weights, strong enough to change answers."""
     random = np.random.default_rng(seed)
     tensors = {}
     for port in bundle.manifest.ports:
         for part in port.parts:
             prefix = f"base_model.model.{part.module}"
             for side, shape in (("A", (8, port.inputs)), ("B", (part.out, 8))):
-                weights = (random.standard_normal(shape) * 0.02).astype(np.float32)
+                weights = (random.standard_normal(shape) * 0.04).astype(np.float32)
                 tensors[f"{prefix}.lora_{side}.weight"] = weights
     path = home.adapters / f"{name}.safetensors"
     write_adapter(path, tensors, AdapterMeta(bundle.manifest.base_hash, 8, 8.0))
@@ -101,7 +101,10 @@ def test_switching_under_load(bundle: Bundle, start_daemon: StartDaemon, home: H
         assert daemon.post("/v1/adapters/promote", json={"name": name}).status_code == 200
         for question in QUESTIONS:
             expected[question, name] = daemon.ask(question, max_tokens=16, store=False)
-    assert len({expected[QUESTIONS[1], name] for name in (*NAMES, "base")}) == 3
+    answers_of = {
+        name: tuple(expected[question, name] for question in QUESTIONS) for name in (*NAMES, "base")
+    }
+    assert len(set(answers_of.values())) == 3
 
     clients = [Client(daemon, expected, offset) for offset in range(4)]
     for client in clients:

@@ -30,7 +30,7 @@ QUESTIONS = (
 def make_adapter(bundle: Bundle) -> Callable[[int], Adapter]:
     """Adapters of random weights on every port, strong enough to change answers."""
 
-    def make(seed: int, scale: float = 0.02) -> Adapter:
+    def make(seed: int, scale: float = 0.03) -> Adapter:
         random = np.random.default_rng(seed)
         tensors = {}
         for port in bundle.manifest.ports:
