@@ -24,11 +24,7 @@ PROBE_TOKENS = 8
 
 
 class OfflineModel:
-    """A bundle with one adapter, for scoring.
-
-    Every sequence is read from its start, though most begin alike: read in other pieces, the attention
-    kernel rounds otherwise, and a near tie would end as it does not when served.
-    """
+    """A bundle with one adapter, for scoring."""
 
     def __init__(
         self, bundle: Bundle, adapter: Adapter | None = None, *, threads: int = 0, capacity: int = 2048
@@ -98,20 +94,21 @@ def greedy(
             for _, part in _read(session, row, prompt, len(prompt) - 1)
         ]
     )
+    count, every = len(prompts), np.arange(len(prompts), dtype=np.int64)
+    lengths, ones = np.array([len(prompt) for prompt in prompts], np.int32), np.ones(count, np.int32)
     answers: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    for count in range(max_tokens):
+    open_rows = set(range(count))
+    for place in range(max_tokens):
         tokens = _likeliest(logits)
         for row in sorted(open_rows):
             if tokens[row] in eos_ids:
                 open_rows.discard(row)
             else:
                 answers[row].append(int(tokens[row]))
-        if not open_rows or count + 1 == max_tokens:
+        if not open_rows or place + 1 == max_tokens:
             break
         # Rows that have ended are computed on with the others: nobody looks at them.
-        lengths = np.array([len(prompt) + count for prompt in prompts], np.int32)
-        logits = session.step(tokens[:, None], lengths, 0, np.arange(len(prompts), dtype=np.int64))
+        logits = session.step(tokens, 0, lengths + np.int32(place), ones, every)
     return answers
 
 
@@ -125,9 +122,10 @@ def _read(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Put the tokens into the row; yields (position + 1, logits) by chunks, from position `first` on."""
     for start in range(0, len(tokens), CHUNK):
-        chunk = np.array([tokens[start : start + CHUNK]], np.int64)
-        wanted = np.arange(max(first - start, 0), chunk.shape[1], dtype=np.int64)
-        logits = session.step(chunk, np.array([start], np.int32), row, wanted)
+        chunk = np.array(tokens[start : start + CHUNK], np.int64)
+        wanted = np.arange(max(first - start, 0), len(chunk), dtype=np.int64)
+        place, count = np.array([start], np.int32), np.array([len(chunk)], np.int32)
+        logits = session.step(chunk, row, place, count, wanted)
         if len(wanted):
             yield start + int(wanted[0]) + 1, logits
 

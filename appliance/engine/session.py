@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import onnxruntime as ort
@@ -86,17 +88,23 @@ class Session:
     def step(
         self,
         tokens: NDArray[np.int64],
-        lengths: NDArray[np.int32],
         row: int,
+        lengths: NDArray[np.int32],
+        counts: NDArray[np.int32],
         wanted: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """Append tokens to cached sequences and compute logits.
 
+        A token's logits and cache entries are the same to the bit whoever else is in the step, and however
+        a sequence is cut into steps.
+
         Args:
-            tokens: [B, S] ids. S > 1 needs B == 1 (the attention kernel's rule for a filled cache).
-            lengths: [B] tokens already cached in each row.
+            tokens: [T] ids: those of the first row, then those of the second, and so on.
             row: first row of the cache; the B sequences are rows `row … row + B - 1`.
-            wanted: [n] flat positions (b * S + s) whose logits are computed.
+            lengths: [B] tokens already cached in each row.
+            counts: [B] how many of `tokens` belong to each row. A row with none keeps its cache, except
+                for the place after its `lengths`, which is nobody's.
+            wanted: [n] positions in `tokens` whose logits are computed.
 
         Returns:
             [n, vocab] logits.
@@ -104,16 +112,19 @@ class Session:
         Raises:
             Unavailable: the runtime failed; the cache rows hold nothing of use.
         """
-        batch, count = tokens.shape
-        last = lengths + np.int32(count - 1)
+        layout = _layout(tuple(counts.tolist()))
+        last = lengths + layout.counts - np.int32(1)
         total = np.array(int(last.max()) + 1, np.int32)
         logits = np.empty((len(wanted), self.vocab_size), np.float32)
-        binding = self._binding(row, batch)
+        binding = self._binding(row, len(counts))
         # Raw pointers: these arrays live until run returns, which is all the binding asks for.
         for name, array in (
             ("input_ids", tokens),
             ("seqlens_k", last),
+            ("query_seqlens", layout.counts),
             ("total_sequence_length", total),
+            ("unpack_index", layout.unpack),
+            ("pack_index", layout.pack),
             ("logits_index", wanted),
         ):
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -138,3 +149,31 @@ class Session:
                 self._bindings.popitem(last=False)
         self._bindings.move_to_end(key)
         return binding
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How flat tokens lie in attention's padded rows.
+
+    Attributes:
+        counts: [B] tokens of each row, at least 1.
+        unpack: [B, S] the token at each place of a row; padding repeats the row's last.
+        pack: [T, 2] row and place of each token.
+    """
+
+    counts: NDArray[np.int32]
+    unpack: NDArray[np.int64]
+    pack: NDArray[np.int64]
+
+
+@lru_cache(maxsize=256)
+def _layout(counts: tuple[int, ...]) -> _Layout:
+    real = np.array(counts, np.int64)
+    filled = np.maximum(real, 1)
+    # At least two places: attention rounds a lone one otherwise than the same token among others.
+    places = np.arange(max(2, int(filled.max())))
+    starts = np.minimum(np.cumsum(real) - real, real.sum() - 1)
+    unpack = starts[:, None] + np.minimum(places, filled[:, None] - 1)
+    rows = np.repeat(np.arange(len(real)), real)
+    pack = np.stack([rows, np.arange(len(rows)) - starts[rows]], axis=1)
+    return _Layout(filled.astype(np.int32), unpack, pack)

@@ -148,10 +148,13 @@ def _try_out(out: Path, config: dict[str, Any]) -> None:
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(out / "model.onnx", options, providers=["CPUExecutionProvider"])
-        tokens = np.arange(4, dtype=np.int64)[None] % config["vocab_size"]
+        places = np.arange(4, dtype=np.int64)
         feed = {
-            "input_ids": tokens,
+            "input_ids": places % config["vocab_size"],
+            "unpack_index": places[None],
+            "pack_index": np.stack([np.zeros_like(places), places], axis=1),
             "seqlens_k": np.array([3], np.int32),
+            "query_seqlens": np.array([4], np.int32),
             "total_sequence_length": np.array(4, np.int32),
             "logits_index": np.array([3], np.int64),
         }

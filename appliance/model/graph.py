@@ -3,6 +3,11 @@
 Import time only (needs onnx). The builder's graph is fused well but made for another runtime; the
 pass gives it the inputs our engine binds, 8-bit weights that keep the quality, and a LoRA port at
 every linear layer.
+
+The graph computes on a flat list of tokens, those of all sequences of a step one after the other.
+Only attention wants them by sequence: before it they are laid out in padded rows, after it they are
+gathered again. So one run mixes prompts and answers of any lengths, and no product is computed
+on padding.
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ from appliance.model.quantize import BITS, BLOCK, quantize_blocks
 
 QUANTIZATION = f"int{BITS}-b{BLOCK}"
 _LINEAR = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+_proj)/MatMul")
+_GATE = re.compile(r"(/model/layers\.\d+/mlp)/gate_proj/MatMul")
 _SCOPE = {"attn": "self_attn", "mlp": "mlp"}
 _HEAD = "/lm_head/MatMul"
 _EMBED = "/model/embed_tokens/Gather"
 _DOMAIN = "com.microsoft"
+_QUERY_SEQLENS = 16  # place of that input of GroupQueryAttention
 
 
 def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ...]:
@@ -41,8 +48,9 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
     """
     model = onnx.load(source / "model.onnx")
     graph = model.graph
-    _use_lengths(graph)
+    _use_rows(graph)
     _select_logits(graph)
+    _join_gate_up(graph)
     ports = _open_ports(graph, config)
     _prune(graph)
     _check_inputs(graph)
@@ -62,47 +70,95 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
     return ports
 
 
-def _use_lengths(graph: onnx.GraphProto) -> None:
-    """Attention takes the row lengths as inputs instead of deriving them from a mask."""
-    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
-    if not attention:
-        raise BundleError("This model's attention cannot be served: it is no grouped-query attention.")
-    for node in attention:
+def _use_rows(graph: onnx.GraphProto) -> None:
+    """Tokens come flat, and attention takes rows of them with their lengths instead of a mask."""
+    nodes: list[onnx.NodeProto] = []
+    found = False
+    for node in graph.node:
+        if node.op_type != "GroupQueryAttention":
+            nodes.append(node)
+            continue
+        found = True
         rotary = {a.name: helper.get_attribute_value(a) for a in node.attribute}.get("do_rotary", 0)
         if not rotary or len(node.input) < 9:
             raise BundleError("This model's attention cannot be served: its positions are not rotary.")
+        for at in range(3):  # query, key, value; or only the first, which then holds all three
+            if node.input[at]:
+                flat, rows = node.input[at], f"{node.input[at]}.rows"
+                nodes.append(
+                    helper.make_node(
+                        "Gather", [flat, "unpack_index"], [rows], name=f"{node.name}/unpack{at}", axis=0
+                    )
+                )
+                node.input[at] = rows
         node.input[5] = "seqlens_k"
         node.input[6] = "total_sequence_length"
-    kept = [value for value in graph.input if value.name != "attention_mask"]
+        node.input.extend([""] * (_QUERY_SEQLENS - len(node.input)))
+        node.input.append("query_seqlens")
+        result = node.output[0]
+        node.output[0] = f"{result}.rows"
+        pack = helper.make_node("GatherND", [f"{result}.rows", "pack_index"], [result], name=f"{node.name}/pack")
+        nodes += [node, pack]
+    if not found:
+        raise BundleError("This model's attention cannot be served: it is no grouped-query attention.")
+    _replace_nodes(graph, nodes)
+    kept = [value for value in graph.input if value.name not in ("input_ids", "attention_mask")]
     del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["tokens"]))
     graph.input.extend(kept)
-    graph.input.extend(
-        [
-            helper.make_tensor_value_info("seqlens_k", TensorProto.INT32, ["batch_size"]),
-            helper.make_tensor_value_info("total_sequence_length", TensorProto.INT32, []),
-            helper.make_tensor_value_info("logits_index", TensorProto.INT64, ["n_logits"]),
-        ]
-    )
+    for name, kind, shape in (
+        ("seqlens_k", TensorProto.INT32, ["batch_size"]),
+        ("query_seqlens", TensorProto.INT32, ["batch_size"]),
+        ("total_sequence_length", TensorProto.INT32, []),
+        ("unpack_index", TensorProto.INT64, ["batch_size", "padded"]),
+        ("pack_index", TensorProto.INT64, ["tokens", 2]),
+        ("logits_index", TensorProto.INT64, ["n_logits"]),
+    ):
+        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
 
 
 def _select_logits(graph: onnx.GraphProto) -> None:
     """The head computes only the positions asked for: a prompt needs one, a frozen prefix none."""
     head = _node(graph, _HEAD)
-    inits = {tensor.name: tensor for tensor in graph.initializer}
-    hidden, vocab = inits[head.input[1]].dims
-    graph.initializer.append(numpy_helper.from_array(np.array([-1, hidden], np.int64), "flat_shape"))
-    flat = helper.make_node("Reshape", [head.input[0], "flat_shape"], ["hidden_flat"], name="/lm_head/Flat")
+    vocab = next(tensor.dims[1] for tensor in graph.initializer if tensor.name == head.input[1])
     pick = helper.make_node(
-        "Gather", ["hidden_flat", "logits_index"], ["hidden_picked"], name="/lm_head/Pick", axis=0
+        "Gather", [head.input[0], "logits_index"], ["hidden_picked"], name="/lm_head/Pick", axis=0
     )
     head.input[0] = "hidden_picked"
     nodes = list(graph.node)
     at = nodes.index(head)
-    _replace_nodes(graph, [*nodes[:at], flat, pick, *nodes[at:]])
+    _replace_nodes(graph, [*nodes[:at], pick, *nodes[at:]])
     outputs = [value for value in graph.output if value.name != "logits"]
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n_logits", vocab])
     del graph.output[:]
     graph.output.extend([logits, *outputs])
+
+
+def _join_gate_up(graph: onnx.GraphProto) -> None:
+    """Two products of the same input become one: half the nodes, and one A for both in their port."""
+    inits = {tensor.name: tensor for tensor in graph.initializer}
+    by_name = {node.name: node for node in graph.node}
+    nodes, joined = [], set()
+    for node in graph.node:
+        match = _GATE.fullmatch(node.name)
+        up = by_name.get(f"{match[1]}/up_proj/MatMul") if match else None
+        if match is None or up is None or up.input[0] != node.input[0]:
+            if node.name not in joined:
+                nodes.append(node)
+            continue
+        pair = [numpy_helper.to_array(inits[one.input[1]]) for one in (node, up)]
+        name, both = f"{match[1]}/gate_up_proj/MatMul", f"{match[1]}/gate_up_proj/output_0"
+        graph.initializer.append(numpy_helper.from_array(np.concatenate(pair, axis=1), f"{name}.weight"))
+        widths = np.array([matrix.shape[1] for matrix in pair], np.int64)
+        graph.initializer.append(numpy_helper.from_array(widths, f"{name}.widths"))
+        nodes += [
+            helper.make_node("MatMul", [node.input[0], f"{name}.weight"], [both], name=name),
+            helper.make_node(
+                "Split", [both, f"{name}.widths"], [node.output[0], up.output[0]], name=f"{name}/Split", axis=-1
+            ),
+        ]
+        joined.add(up.name)
+    _replace_nodes(graph, nodes)
 
 
 def _open_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, ...]:
@@ -118,7 +174,11 @@ def _open_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, .
             continue
         layer, scope, linear = int(match[1]), _SCOPE[match[2]], match[3]
         inputs, outputs = inits[node.input[1]].dims
-        fused = {"q_proj": query, "k_proj": key, "v_proj": key} if linear == "qkv_proj" else {linear: outputs}
+        fused = {linear: outputs}
+        if linear == "qkv_proj":
+            fused = {"q_proj": query, "k_proj": key, "v_proj": key}
+        elif linear == "gate_up_proj":
+            fused = {"gate_proj": outputs // 2, "up_proj": outputs // 2}
         parts = tuple(PortPart(f"model.layers.{layer}.{scope}.{n}", width) for n, width in fused.items())
         port = Port(f"lora.{layer}.{linear}", layer, inputs, parts)
         if port.outputs != outputs:
@@ -205,7 +265,8 @@ def _add(graph: onnx.GraphProto, names: list[str], *arrays: npt.NDArray[Any]) ->
 
 def _check_inputs(graph: onnx.GraphProto) -> None:
     known = re.compile(
-        r"input_ids|seqlens_k|total_sequence_length|logits_index|past_key_values\.\d+\.(key|value)"
+        r"input_ids|seqlens_k|query_seqlens|total_sequence_length|(unpack|pack|logits)_index"
+        r"|past_key_values\.\d+\.(key|value)"
     )
     used = {name for node in graph.node for name in node.input}
     odd = [value.name for value in graph.input if value.name in used and not known.fullmatch(value.name)]
