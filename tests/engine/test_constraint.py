@@ -4,6 +4,8 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from typing import Any
 
 import jsonschema
@@ -180,10 +182,11 @@ def test_deep_and_explosive_schemas_cost_little(grammars: Grammars, tokenizer: T
         deep = {"type": "array", "items": deep}
     with pytest.raises(InvalidRequest):
         compiled(grammars, deep)
+    began = time.monotonic()
     for pattern in ("(a{1,1000}){1,1000}b", "^(a|aa)+(b|bb)+.*c.{50}.*d.{60}$", "((a*)*)*b"):
-        with pytest.raises((InvalidRequest, Unavailable, AssertionError)):
-            text = walk(compiled(grammars, {"type": "string", "pattern": pattern}), tokenizer, 1, 100)
-            raise AssertionError(f"it went well: {text}")
+        with suppress(InvalidRequest, Unavailable):
+            walk(compiled(grammars, {"type": "string", "pattern": pattern}), tokenizer, 1, 100)
+    assert time.monotonic() - began < 10
 
 
 def test_a_schema_is_compiled_once(grammars: Grammars) -> None:
