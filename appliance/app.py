@@ -30,6 +30,7 @@ from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
 from appliance.api.metrics import Metrics
 from appliance.config import Config
+from appliance.engine.constraint import Grammars
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
 from appliance.engine.sampling import SamplingParams
@@ -67,6 +68,7 @@ class Parts:
     mirror: QueueMirror
     bundle: Bundle
     tokenizer: Tokenizer
+    grammars: Grammars
     registry: Registry
     engine: Engine
     switch: Switch
@@ -101,6 +103,7 @@ def build(home: Home, config: Config) -> Parts:
         mirror=QueueMirror(store, home),
         bundle=bundle,
         tokenizer=tokenizer,
+        grammars=Grammars(bundle),
         registry=registry,
         engine=engine,
         switch=switch,

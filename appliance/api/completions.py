@@ -8,10 +8,13 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request
 from sanic import json as json_response
 
+from appliance.api import tools
+from appliance.api.answer import Answer, Choice, Piece
 from appliance.api.errors import parse
-from appliance.api.generation import Answer, begin, check_model, collect, finish, stream
+from appliance.api.generation import begin, check_model, collect, finish, stream
+from appliance.api.logprobs import TextLogprobs, chat_logprobs
 from appliance.api.schemas import ChatBody, CompletionBody
-from appliance.engine.request import Delta
+from appliance.engine.constraint import Constraint, json_grammar
 
 blueprint = Blueprint("completions", url_prefix="/v1")
 
@@ -21,39 +24,41 @@ async def chat(request: Request) -> HTTPResponse | None:
     """Answer a conversation."""
     body = parse(request, ChatBody)
     check_model(request, body.model)
-    messages = [message.plain() for message in body.messages]
-    prompt = await asyncio.to_thread(request.app.ctx.tokenizer.encode_chat, messages)
-    generation, answer = begin(
-        request, body, prompt, body.max_completion_tokens or body.max_tokens, "chatcmpl"
+    prompt = await asyncio.to_thread(tools.encode, request.app.ctx.tokenizer, body)
+    choices, answer = await begin(
+        request,
+        body,
+        prompt,
+        "chatcmpl",
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=await asyncio.to_thread(_constraint, request.app.ctx, body),
+        calls=bool(tools.offered(body)),
     )
 
     def done() -> None:
-        collect(request, body, answer, messages)
+        messages = [message.plain() for message in body.messages]
+        with_tools = any(message.with_tools for message in body.messages)
+        collect(request, body, answer, messages, with_tools)
 
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        first = True
+        begun: set[int] = set()
 
-        def chunks(delta: Delta) -> list[dict[str, Any]]:
-            nonlocal first
-            role: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
-            first = False
-            return _chat_chunks(answer, delta, role, usage)
+        def chunks(choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+            first = choice.index not in begun
+            begun.add(choice.index)
+            return _chat_chunks(request, body, answer, choice, piece, first)
 
         def head() -> dict[str, Any]:
             return answer.head("chat.completion.chunk")
 
-        await stream(request, generation, answer, chunks, head if usage else None, done)
+        await stream(request, choices, answer, chunks, head if usage else None, done)
         return None
-    await finish(generation, answer)
+    await finish(choices, answer)
     done()
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": answer.finish_reason,
-    }
-    return json_response({**answer.head("chat.completion"), "choices": [choice], "usage": answer.usage})
+    shown = [_chat_choice(request, body, choice) for choice in answer.choices]
+    return json_response({**answer.head("chat.completion"), "choices": shown, "usage": answer.usage})
 
 
 @blueprint.post("/completions")
@@ -61,8 +66,12 @@ async def complete(request: Request) -> HTTPResponse | None:
     """Continue a text. Not learnt from: there is no question and no answer in it."""
     body = parse(request, CompletionBody)
     check_model(request, body.model)
-    prompt = await asyncio.to_thread(request.app.ctx.tokenizer.encode_prompt, body.prompt)
-    generation, answer = begin(request, body, prompt, body.max_tokens or 16, "cmpl")
+    tokenizer = request.app.ctx.tokenizer
+    prompt = await asyncio.to_thread(tokenizer.encode_prompt, body.prompt)
+    choices, answer = await begin(
+        request, body, prompt, "cmpl", max_tokens=body.max_tokens or 16, logprobs=body.logprobs
+    )
+    logprobs = [TextLogprobs(tokenizer) for _ in answer.choices]
 
     def done() -> None:
         collect(request, body, answer, None)
@@ -70,36 +79,78 @@ async def complete(request: Request) -> HTTPResponse | None:
     def head() -> dict[str, Any]:
         return answer.head("text_completion")
 
-    def chunks(delta: Delta) -> list[dict[str, Any]]:
-        return [{**head(), "choices": [_text_choice(delta.text, delta.finish_reason)]}]
+    def shown(choice: Choice, part: Choice | Piece) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "text": part.text,
+            "logprobs": None if body.logprobs is None else logprobs[choice.index].of(part.tokens),
+            "finish_reason": part.finish_reason,
+        }
 
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        await stream(request, generation, answer, chunks, head if usage else None, done)
+
+        def chunks(choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+            return [{**head(), "choices": [shown(choice, piece)]}]
+
+        await stream(request, choices, answer, chunks, head if usage else None, done)
         return None
-    await finish(generation, answer)
+    await finish(choices, answer)
     done()
-    choice = _text_choice(answer.text, answer.finish_reason)
-    return json_response({**head(), "choices": [choice], "usage": answer.usage})
+    whole = [shown(choice, choice) for choice in answer.choices]
+    return json_response({**head(), "choices": whole, "usage": answer.usage})
 
 
-def _chat_chunks(answer: Answer, delta: Delta, role: dict[str, Any], usage: bool) -> list[dict[str, Any]]:
-    """A delta as OpenAI's chunks: the role first, then text, then an empty chunk with the reason."""
+def _constraint(ctx: Any, body: ChatBody) -> Constraint | None:
+    """The grammar that the answer must follow; compiling it takes a moment."""
+    compiled: Constraint | None = None
+    schema = body.response_format.schema_of_answer if body.response_format else None
+    if schema is not None:
+        compiled = ctx.grammars.compile(json_grammar(schema), "response_format")
+    if tools.offered(body):
+        compiled = ctx.grammars.compile(tools.grammar(ctx.tokenizer, body), "tools")
+    return compiled
+
+
+def _chat_choice(request: Request, body: ChatBody, choice: Choice) -> dict[str, Any]:
+    """A whole choice in OpenAI's shape."""
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [call.shown() for call in choice.calls]
+    logprobs = chat_logprobs(request.app.ctx.tokenizer, choice.tokens) if body.logprobs else None
+    return {
+        "index": choice.index,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _chat_chunks(
+    request: Request, body: ChatBody, answer: Answer, choice: Choice, piece: Piece, first: bool
+) -> list[dict[str, Any]]:
+    """A piece as OpenAI's chunks: the role first, then text and calls, then an empty one with the reason."""
+    deltas: list[dict[str, Any]] = []
+    if piece.text or piece.tokens:
+        deltas.append({"content": piece.text})
+    for index, call in enumerate(piece.calls, len(choice.calls) - len(piece.calls)):
+        shown = call.shown()
+        named = {**shown, "function": {"name": call.name, "arguments": ""}}
+        deltas.append({"tool_calls": [{"index": index, **named}]})
+        deltas.append({"tool_calls": [{"index": index, "function": {"arguments": call.arguments}}]})
     head = answer.head("chat.completion.chunk")
-    if usage:
+    if body.stream_options and body.stream_options.include_usage:
         head["usage"] = None
 
-    def chunk(content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": content, "logprobs": None, "finish_reason": reason}
-        return {**head, "choices": [choice]}
+    def chunk(delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+        shown = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {**head, "choices": [shown]}
 
-    chunks = [chunk(role, None)] if role else []
-    if delta.text:
-        chunks.append(chunk({"content": delta.text}, None))
-    if delta.finish_reason:
-        chunks.append(chunk({}, delta.finish_reason))
+    chunks = [chunk({"role": "assistant", "content": ""})] if first else []
+    for number, delta in enumerate(deltas):
+        tokens = piece.tokens if number == 0 else ()
+        chunks.append(chunk(delta, chat_logprobs(request.app.ctx.tokenizer, tokens) if tokens else None))
+    if piece.finish_reason:
+        chunks.append(chunk({}, reason=piece.finish_reason))
     return chunks
-
-
-def _text_choice(text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}

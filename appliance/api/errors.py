@@ -72,7 +72,7 @@ def explain(error: ValidationError) -> InvalidRequest:
         # Union members add their type's name to the path, which is no field of the request.
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "list"):
+        elif part.isidentifier() and part.islower() and part not in ("str", "int", "float", "list"):
             path += f".{part}" if path else part
     path = path.removesuffix(".constrained")
     message = problem["msg"].removeprefix("Value error, ")

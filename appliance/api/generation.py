@@ -5,67 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from sanic import Request
 
+from appliance.api.answer import Answer, Choice, Piece
 from appliance.api.auth import device_of
+from appliance.api.choices import Choices
 from appliance.api.errors import error_object
 from appliance.api.schemas import GenerationBody
+from appliance.api.tool_calls import CallReader
+from appliance.engine.constraint import Constraint
 from appliance.engine.engine import Generation
-from appliance.engine.request import Delta, FinishReason, GenerationRequest
+from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
-from appliance.errors import NotFound, ShammahError
+from appliance.errors import InvalidRequest, NotFound, ShammahError
 from appliance.learning.collector import CollectedExchange
 
 ALIAS = "shammah"
 """The model's name for clients that should not care which model the box runs."""
 PING_SECONDS = 10.0
 """A comment is sent this often while nothing else is: proxies and clients drop silent streams."""
-
-
-@dataclass
-class Answer:
-    """An answer as it grows."""
-
-    id: str
-    model: str
-    created: int = field(default_factory=lambda: int(time.time()))
-    pieces: list[str] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    adapter: str | None = None
-
-    @property
-    def text(self) -> str:
-        """All of it so far."""
-        return "".join(self.pieces)
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """OpenAI's usage object."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
-
-    def head(self, object_name: str) -> dict[str, Any]:
-        """The fields every response and chunk starts with."""
-        return {"id": self.id, "object": object_name, "created": self.created, "model": self.model}
-
-    def add(self, delta: Delta) -> None:
-        """Take in the next piece."""
-        self.pieces.append(delta.text)
-        self.finish_reason = delta.finish_reason
-        self.prompt_tokens = delta.prompt_tokens
-        self.completion_tokens = delta.completion_tokens
-        self.adapter = delta.adapter
 
 
 def served_names(request: Request) -> tuple[str, ...]:
@@ -88,37 +51,67 @@ def check_model(request: Request, name: str) -> None:
         )
 
 
-def begin(
-    request: Request, body: GenerationBody, prompt: list[int], max_tokens: int | None, prefix: str
-) -> tuple[Generation, Answer]:
-    """Queue the request with the engine; errors come before anything is sent."""
-    defaults = request.app.ctx.config.model
-    sampling = SamplingParams(
-        temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=defaults.top_p if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        seed=body.seed,
+async def begin(
+    request: Request,
+    body: GenerationBody,
+    prompt: list[int],
+    prefix: str,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None = None,
+    constraint: Constraint | None = None,
+    calls: bool = False,
+) -> tuple[Choices, Answer]:
+    """Queue the request with the engine; errors come before anything is sent.
+
+    Args:
+        request: the HTTP request.
+        body: what it asks for.
+        prompt: the prompt's tokens.
+        prefix: of the answer's id.
+        max_tokens: longest answer; None for the configured length.
+        logprobs: report tokens with that many alternatives; None for neither.
+        constraint: the grammar to follow.
+        calls: whether the answer may call tools.
+
+    Raises:
+        InvalidRequest: a token of `logit_bias` does not exist, or the engine refuses the prompt.
+        Busy: too many requests wait already.
+    """
+    engine, defaults = request.app.ctx.engine, request.app.ctx.config.model
+    count = body.n or 1
+    asked = GenerationRequest(
+        tuple(prompt),
+        max_tokens or defaults.default_max_tokens,
+        _sampling(request, body),
+        body.stops,
+        logprobs=logprobs,
+        constraint=constraint,
     )
-    generation = request.app.ctx.engine.generate(
-        GenerationRequest(tuple(prompt), max_tokens or defaults.default_max_tokens, sampling, body.stops)
-    )
-    return generation, Answer(f"{prefix}-{secrets.token_hex(12)}", body.model)
+    generations: list[Generation] = []
+    try:
+        for index in range(count):
+            generations.append(engine.generate(_nth(asked, index)))
+    except ShammahError:
+        for generation in generations:
+            await generation.aclose()
+        raise
+    choices = [Choice(index, CallReader() if calls else None) for index in range(count)]
+    return Choices(generations), Answer(f"{prefix}-{secrets.token_hex(12)}", body.model, choices)
 
 
-async def finish(generation: Generation, answer: Answer) -> None:
+async def finish(choices: Choices, answer: Answer) -> None:
     """Run an answer to its end. Being cancelled (the client left) stops the engine too."""
-    async with aclosing(generation):
-        async for delta in generation:
-            answer.add(delta)
+    async with aclosing(choices):
+        async for index, delta in choices:
+            answer.add(index, delta)
 
 
 async def stream(
     request: Request,
-    generation: Generation,
+    choices: Choices,
     answer: Answer,
-    chunks: Callable[[Delta], list[dict[str, Any]]],
+    chunks: Callable[[Choice, Piece], list[dict[str, Any]]],
     usage_head: Callable[[], dict[str, Any]] | None,
     done: Callable[[], None],
 ) -> None:
@@ -126,27 +119,28 @@ async def stream(
 
     Args:
         request: the request to respond to.
-        generation: the answer under way.
+        choices: the answer under way.
         answer: where its pieces are gathered.
-        chunks: the JSON objects to send for a delta.
+        chunks: the JSON objects to send for a piece of a choice.
         usage_head: the fields of a last chunk with `usage` and no choices, when one is asked for.
-        done: called when the answer is complete, even if the client is gone by then.
+        done: called when the first choice is complete, even if the client is gone by then.
     """
-    async with aclosing(generation):
+    async with aclosing(choices):
         response = await request.respond(
             content_type="text/event-stream; charset=utf-8",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
         assert response is not None
         try:
-            async for delta in _with_pings(generation):
-                if delta is None:
+            async for item in _with_pings(choices):
+                if item is None:
                     await response.send(": waiting\n\n")
                     continue
-                answer.add(delta)
-                if delta.finish_reason:
+                index, delta = item
+                piece = answer.add(index, delta)
+                if index == 0 and piece.finish_reason:
                     done()
-                for chunk in chunks(delta):
+                for chunk in chunks(answer.choices[index], piece):
                     await response.send(_event(chunk))
             if usage_head is not None:
                 await response.send(_event({**usage_head(), "choices": [], "usage": answer.usage}))
@@ -157,10 +151,23 @@ async def stream(
 
 
 def collect(
-    request: Request, body: GenerationBody, answer: Answer, messages: list[dict[str, Any]] | None
+    request: Request,
+    body: GenerationBody,
+    answer: Answer,
+    messages: list[dict[str, Any]] | None,
+    with_tools: bool = False,
 ) -> None:
-    """Hand a complete answer to the collector; costs no waiting. Plain completions have no messages."""
-    assert answer.finish_reason is not None
+    """Hand the first choice, complete, to the collector; costs no waiting.
+
+    Args:
+        request: the HTTP request.
+        body: what it asked for.
+        answer: what it got.
+        messages: the conversation; None for a plain completion.
+        with_tools: whether tools were called earlier in it.
+    """
+    choice = answer.choices[0]
+    assert choice.finish_reason is not None
     device = device_of(request)
     users = [message["content"] for message in messages or [] if message["role"] == "user"]
     request.app.ctx.collector.collect(
@@ -168,24 +175,56 @@ def collect(
             completion_id=answer.id,
             messages=messages or [],
             query=users[-1] if users else "",
-            response=answer.text,
-            finish_reason=answer.finish_reason,
+            response=choice.text,
+            finish_reason=choice.finish_reason,
             device=device.id if device else None,
             model=answer.model,
             adapter=answer.adapter,
             prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
+            completion_tokens=choice.completion_tokens,
             store=body.store is not False and (device is None or device.collect) and bool(users),
             internal=False,
+            with_tools=with_tools or bool(choice.calls),
         )
     )
 
 
-async def _with_pings(generation: Generation) -> AsyncIterator[Delta | None]:
-    """The deltas, and None after each `PING_SECONDS` without one."""
+def _sampling(request: Request, body: GenerationBody) -> SamplingParams:
+    defaults = request.app.ctx.config.model
+    bias = tuple((int(ident), value) for ident, value in (body.logit_bias or {}).items())
+    size = request.app.ctx.bundle.manifest.vocab_size
+    if unknown := [ident for ident, _ in bias if ident >= size]:
+        raise InvalidRequest(
+            f"logit_bias: there is no token {unknown[0]}; this model's end at {size - 1}.",
+            param="logit_bias",
+            code="invalid_value",
+        )
+    return SamplingParams(
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        seed=body.seed,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=bias,
+    )
+
+
+def _nth(request: GenerationRequest, index: int) -> GenerationRequest:
+    """The request for choice `index`: a seed gives choices that differ, and the first is as if alone."""
+    seed = request.sampling.seed
+    if seed is None or index == 0:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=seed + index))
+
+
+async def _with_pings(choices: Choices) -> AsyncIterator[tuple[int, Delta] | None]:
+    """The deltas with their choices' indices, and None after each `PING_SECONDS` without one."""
     while True:
         try:
-            yield await asyncio.wait_for(anext(generation), PING_SECONDS)
+            yield await asyncio.wait_for(anext(choices), PING_SECONDS)
         except TimeoutError:
             yield None
         except StopAsyncIteration:

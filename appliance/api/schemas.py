@@ -2,47 +2,26 @@
 
 Types are strict, as in OpenAI's API: "5" is not a number. Fields of OpenAI's API that would change
 the answer and are not served yet are refused by name; other unknown fields are ignored, since
-clients send many that do not matter here.
+clients send many that do not matter here. What a conversation with tools is made of is in
+`api/messages.py`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from appliance.api.messages import Body, Message, Name, NamedTool, Tool
 from appliance.errors import InvalidRequest
 
 MAX_MESSAGES = 2000
+MAX_CHOICES = 8
+MAX_TOOLS = 128
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Weight = Literal["normal", "medium", "high"] | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-
-
-class Body(BaseModel):
-    """A JSON request body."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class ContentPart(Body):
-    """One part of a message; text is the only kind this model reads."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Body):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-    name: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """The message as the chat template takes it: text content, OpenAI's `developer` as `system`."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(Body):
@@ -59,11 +38,18 @@ class GenerationBody(Body):
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, description="Not in OpenAI's API; 0 for all.")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Not in OpenAI's API: cut tokens less likely than this beside the best."
+    )
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=2, description="Not in OpenAI's API: over prompt and answer; 1 for none."
+    )
+    logit_bias: dict[TokenId, Bias] | None = Field(None, description="Added to the logits of these tokens.")
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Stop | list[Stop] | None = None
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to give to the one prompt.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -84,37 +70,92 @@ class GenerationBody(Body):
         return tuple(self.stop or ())
 
 
+class JsonSchema(Body):
+    """The schema that an answer must follow. It is followed to the letter, `strict` or not."""
+
+    name: Name
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """The form of an answer: free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(None, validate_default=True)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _given_when_meant(cls, schema: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+        if schema is None and info.data.get("type") == "json_schema":
+            raise ValueError("a schema is needed")
+        return schema
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema to follow, None for free text."""
+        if self.type == "json_schema" and self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = Field(None, description="Report the log probability of each token.")
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer.")
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unserved(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            _refuse(data, ("tools", "functions", "logprobs", "logit_bias", "audio"))
-            wanted = data.get("response_format")
-            if wanted is not None and wanted != {"type": "text"}:
-                raise InvalidRequest(
-                    "response_format: only {'type': 'text'} is served.",
-                    param="response_format",
-                    code="unsupported_parameter",
-                )
+            _refuse(data, ("functions", "function_call", "audio"))
         return data
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count is not None and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs: true")
+        return count
+
+    @field_validator("tools")
+    @classmethod
+    def _different_names(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in tools or []]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two tools are called {twice[0]!r}")
+        return tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _of_the_tools(cls, choice: str | NamedTool | None, info: ValidationInfo) -> str | NamedTool | None:
+        names = [tool.function.name for tool in info.data.get("tools") or []]
+        if not names and choice not in (None, "auto", "none"):
+            raise ValueError("needs tools")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise ValueError(f"there is no tool {choice.function.name!r}")
+        return choice
 
 
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`: plain continuation, without the chat template."""
 
     prompt: str | list[str]
+    logprobs: int | None = Field(None, ge=0, le=5, description="Likely tokens to report in each place.")
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unserved(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            _refuse(data, ("logprobs", "logit_bias", "suffix", "echo"))
+            _refuse(data, ("suffix", "echo"))
         return data
 
     @field_validator("prompt")

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 from appliance.adapters.file import Adapter
 from appliance.config import ModelConfig
-from appliance.engine.batch import Batch, Sequence
+from appliance.engine.batch import Batch
 from appliance.engine.cache import KVCache
 from appliance.engine.offline import probe
 from appliance.engine.request import Delta, GenerationRequest
+from appliance.engine.sequence import Sequence
 from appliance.engine.session import Session, default_threads
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
 from appliance.model.bundle import Bundle

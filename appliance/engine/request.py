@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from appliance.engine.constraint import Constraint
+from appliance.engine.logprobs import TokenLogprob
 from appliance.engine.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -19,12 +21,16 @@ class GenerationRequest:
         max_tokens: longest answer; cut down to what the context has room for.
         sampling: how to choose tokens.
         stop: strings that end the answer and are not shown.
+        logprobs: report each token's log probability and that many likely alternatives; None for neither.
+        constraint: the grammar that the answer must follow; None for any text.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Delta:
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated so far, the end-of-turn token not counted.
         adapter: the adapter that answers, None for base; the same in every piece of one answer.
+        tokens: the tokens generated since the piece before, when their log probabilities are asked for.
+            All pieces together have every token once; its text may come earlier, later or, cut off by a
+            stop string, never.
     """
 
     text: str
@@ -44,3 +53,4 @@ class Delta:
     prompt_tokens: int
     completion_tokens: int
     adapter: str | None
+    tokens: tuple[TokenLogprob, ...] = ()

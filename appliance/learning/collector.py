@@ -36,6 +36,7 @@ class CollectedExchange:
             like are recorded but not learned from.
         store: False when the request or the device's key opted out.
         internal: evaluation and the console's own traffic, which leaves no trace.
+        with_tools: tools were called in it or before it, which is recorded but not learned from.
     """
 
     completion_id: str
@@ -52,6 +53,7 @@ class CollectedExchange:
     internal: bool = False
     source: str = "api"
     created: float = field(default_factory=time.time)
+    with_tools: bool = False
 
 
 class Collector:
@@ -193,7 +195,7 @@ class Collector:
 
     def _worth_learning(self, exchange: CollectedExchange) -> bool:
         examples = self._store.examples
-        if exchange.finish_reason not in ("stop", "length"):
+        if exchange.with_tools or exchange.finish_reason not in ("stop", "length"):
             return False
         if not exchange.query.strip() or not exchange.response.strip():
             return False

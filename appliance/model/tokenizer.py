@@ -29,8 +29,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from appliance.errors import BundleError, InvalidRequest
 from appliance.model.bundle import Bundle
+from appliance.model.vocabulary import Vocabulary
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
+"""What stands around a call of a tool in an answer; many families learn this form."""
 _WORD = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
 # What a template can run into with messages it was not made for.
 _TEMPLATE_ERRORS = (
@@ -47,7 +50,12 @@ _PENDING = 3
 
 
 class Tokenizer:
-    """The tokenizer of a bundle. Thread-safe."""
+    """The tokenizer of a bundle. Thread-safe.
+
+    Attributes:
+        eos_ids: tokens that end a turn.
+        writes_calls: whether the chat template describes tools, and calls of them as `CALL_BEGIN` has it.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         try:
@@ -56,6 +64,7 @@ class Tokenizer:
             template = bundle.path / "chat_template.jinja"
             source = template.read_text(encoding="utf-8") if template.exists() else None
             self._plain = tokenizers.Tokenizer.from_str(json.dumps(data))
+            self._vocabulary = Vocabulary(data, self._plain)
             self._secret = _rename_controls(data, secrets.token_hex(12))
             self._renamed = tokenizers.Tokenizer.from_str(json.dumps(data))
             self._template = None if source is None else _compile(source)
@@ -64,6 +73,7 @@ class Tokenizer:
                 f"The tokenizer of {bundle.path} cannot be read ({error}). Import the model again."
             ) from error
         self.eos_ids: tuple[int, ...] = bundle.manifest.eos_ids
+        self.writes_calls = source is not None and "tools" in source and CALL_BEGIN in source
         self._prefix = self._plain.encode("", add_special_tokens=True).ids
         controls = "|".join(re.escape(name) for name in sorted(self._secret, key=len, reverse=True))
         self._controls = re.compile(controls or r"(?!)")
@@ -102,6 +112,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, control tokens left out."""
         return self._plain.decode(list(ids), skip_special_tokens=True)
+
+    def bytes_of(self, ident: int) -> bytes:
+        """UTF-8 bytes of one token, which need not be whole characters."""
+        return self._vocabulary.bytes_of(ident)
+
+    def shown_as(self, text: str) -> int | None:
+        """The single token that is called `text` and decodes to it, if there is one."""
+        ident = self._plain.token_to_id(text)
+        return ident if ident is not None and self.decode([ident]) == text else None
 
     def stream(self) -> Detokenizer:
         """A decoder that takes one token at a time."""

@@ -14,6 +14,20 @@ GOOD: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hi"}],
     "max_tokens": 2,
 }
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "time"}}
+CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+
+
+def tool(**changes: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "time", **changes}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def schema_format(schema: dict[str, Any], name: str = "answer") -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
 
 
 def error(response: Any) -> dict[str, Any]:
@@ -51,9 +65,35 @@ def test_malformed_json(daemon: Daemon, body: bytes) -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": ""}, "stop"),
         ({"seed": -1}, "seed"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 99}, "n"),
+        ({"n": True}, "n"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"word": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": schema_format({"type": "wizard"})}, "response_format"),
+        ({"response_format": schema_format({"type": "object", "not": {}})}, "response_format"),
+        ({"response_format": schema_format({"$ref": "https://example.com/"})}, "response_format"),
+        ({"response_format": schema_format({}, name="two words")}, "response_format"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [tool(parameters={"type": "array"})]}, "tools"),
+        ({"tools": [tool(parameters={"properties": {"a": {"type": "wizard"}}})]}, "tools"),
+        ({"tools": [tool(name="not a name")]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": named("date")}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{"name": "time"}]}, "functions"),
+        ({"messages": [{"role": "tool", "content": "12:30"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
         ({"presence_penalty": 9}, "presence_penalty"),
         ({"model": 5}, "model"),
     ],
@@ -64,6 +104,14 @@ def test_wrong_values_name_their_field(daemon: Daemon, change: dict[str, Any], p
     found = error(response)
     assert found["type"] == "invalid_request_error"
     assert (found["param"] or "").startswith(param)
+
+
+@pytest.mark.parametrize("value", [6, -1, True, "3"])
+def test_logprobs_of_plain_completions(daemon: Daemon, value: object) -> None:
+    body = {"model": "shammah", "prompt": "One,", "max_tokens": 2, "logprobs": value}
+    response = daemon.post("/v1/completions", json=body)
+    assert response.status_code == 400
+    assert error(response)["param"] == "logprobs"
 
 
 def test_missing_model(daemon: Daemon) -> None:

@@ -1,0 +1,54 @@
+"""Several answers to one prompt, generated side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from appliance.engine.engine import Generation
+from appliance.engine.request import Delta
+
+
+class Choices:
+    """An async iterator of (index, delta) as they come. Goes with `contextlib.aclosing`.
+
+    An error of one ends all: half an answer is of no use to who asked for several.
+    """
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        """Begin to listen; needs a running event loop."""
+        self._generations = generations
+        self._open = len(generations)
+        self._deltas: asyncio.Queue[tuple[int, Delta] | Exception] = asyncio.Queue()
+        self._listeners = [
+            asyncio.create_task(self._listen(index, generation))
+            for index, generation in enumerate(generations)
+        ]
+
+    def __aiter__(self) -> Choices:
+        return self
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        if not self._open:
+            raise StopAsyncIteration
+        item = await self._deltas.get()
+        if isinstance(item, Exception):
+            self._open = 0
+            raise item
+        if item[1].finish_reason is not None:
+            self._open -= 1
+        return item
+
+    async def aclose(self) -> None:
+        """Stop generating all that has not ended; harmless after the end."""
+        for listener in self._listeners:
+            listener.cancel()
+        for generation in self._generations:
+            await generation.aclose()
+
+    async def _listen(self, index: int, generation: Generation) -> None:
+        try:
+            async for delta in generation:
+                self._deltas.put_nowait((index, delta))
+        except Exception as error:
+            self._deltas.put_nowait(error)

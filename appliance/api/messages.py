@@ -1,0 +1,142 @@
+"""Messages, and the tools and calls in them: what a conversation is made of, as pydantic models."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Body(BaseModel):
+    """A JSON request body, or a part of one."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Function(Body):
+    """What a tool does and takes."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object.")
+    strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if parameters and parameters.get("type", "object") != "object":
+            raise ValueError("arguments are an object")
+        return parameters
+
+
+class Tool(Body):
+    """A function that the client can call for the model."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    """A function by its name."""
+
+    name: Name
+
+
+class NamedTool(Body):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class FunctionCall(Body):
+    """Which function was called, and with what."""
+
+    name: Name
+    arguments: str = Field(description="A JSON object as text.")
+
+
+class Call(Body):
+    """A call that the model made earlier in the conversation."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def plain(self) -> dict[str, Any]:
+        """The call as chat templates take it: arguments as an object where they are one."""
+        arguments: Any = self.function.arguments
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = None  # cut off by a token limit, say
+        if isinstance(parsed, dict):
+            arguments = parsed
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+class ContentPart(Body):
+    """One part of a message; text is the only kind this model reads."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    name: str | None = None
+    tool_calls: list[Call] | None = Field(None, description="What the assistant called.")
+    tool_call_id: str | None = Field(
+        None, validate_default=True, description="Which call a `tool` message answers."
+    )
+    content: str | list[ContentPart] | None = Field(
+        None, validate_default=True, description="Only an assistant that calls tools may say nothing."
+    )
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _by_the_assistant(cls, calls: list[Call] | None, info: ValidationInfo) -> list[Call] | None:
+        if calls and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("only the assistant calls tools")
+        return calls
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _answers_a_call(cls, ident: str | None, info: ValidationInfo) -> str | None:
+        if ident is None and info.data.get("role") == "tool":
+            raise ValueError("needed in a tool's message")
+        return ident
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(
+        cls, content: str | list[ContentPart] | None, info: ValidationInfo
+    ) -> str | list[ContentPart] | None:
+        if content is None and not info.data.get("tool_calls"):
+            raise ValueError("Field required")
+        return content
+
+    @property
+    def with_tools(self) -> bool:
+        """Whether it calls tools or answers a call."""
+        return self.role == "tool" or bool(self.tool_calls)
+
+    def plain(self) -> dict[str, Any]:
+        """The message as the chat template takes it: text content, OpenAI's `developer` as `system`."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        plain: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": text,
+        }
+        if self.tool_calls:
+            plain["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.role == "tool":
+            plain["tool_call_id"] = self.tool_call_id
+        return plain

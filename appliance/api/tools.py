@@ -1,0 +1,124 @@
+"""Tools: how they are told to the model, and the grammar of an answer that may call them.
+
+A call is `<tool_call>`, a line of JSON and `</tool_call>`, as many model families learn it. A chat
+template that speaks of tools in this form is used as it is. For others the tools are described in the
+system message, and calls and results of earlier turns are written out as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from appliance.api.messages import Function, NamedTool, Tool
+from appliance.api.schemas import ChatBody
+from appliance.engine.constraint import json_rule
+from appliance.model.tokenizer import CALL_BEGIN, CALL_END, Tokenizer
+
+MAX_CALLS = 8  # in one answer: a small model would go on calling
+HEAD, MIDDLE, TAIL = '{"name": "', '", "arguments": ', "}"
+"""What stands around name and arguments in a call's line. The grammar forces it, the reader relies on it."""
+_COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties")
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+def offered(body: ChatBody) -> list[Tool]:
+    """The tools that the model may call."""
+    return [] if body.tool_choice == "none" else body.tools or []
+
+
+def encode(tokenizer: Tokenizer, body: ChatBody) -> list[int]:
+    """Tokens of the conversation, with the tools it may call.
+
+    Raises:
+        InvalidRequest: the model's chat format does not allow it.
+    """
+    messages = [message.plain() for message in body.messages]
+    tools = [tool.model_dump(exclude_none=True) for tool in offered(body)]
+    if tokenizer.writes_calls:
+        return tokenizer.encode_chat(messages, tools=tools)
+    return tokenizer.encode_chat(_spelt_out(messages, tools))
+
+
+def grammar(tokenizer: Tokenizer, body: ChatBody) -> str:
+    """The grammar of an answer that may, or must, call one of the offered tools."""
+    named = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
+    functions = [tool.function for tool in offered(body) if named in (None, tool.function.name)]
+    most = 1 if named or body.parallel_tool_calls is False else MAX_CALLS
+    must = named is not None or body.tool_choice == "required"
+    schema = body.response_format.schema_of_answer if body.response_format else None
+    # In some vocabularies the mark is a token of its own, which llguidance never takes for text.
+    single = tokenizer.shown_as(CALL_BEGIN) is not None
+    begin = CALL_BEGIN if single else _quoted(CALL_BEGIN)
+    end = CALL_END if tokenizer.shown_as(CALL_END) is not None else _quoted(CALL_END)
+    rules = [f'more: "\\n" {begin} "\\n" call "\\n" {end}']
+    if must:
+        first = begin
+    elif schema is not None:
+        first = begin
+        rules.append(f"answer: {json_rule(schema)}")
+    else:
+        # Lazy: as soon as the mark is complete it is a call that follows, not more text.
+        first = "spelt" + (f" | TEXT {CALL_BEGIN} | {CALL_BEGIN}" if single else "")
+        rules += [r"TEXT: /(.|\n)*/", f"spelt[lazy]: TEXT {_quoted(CALL_BEGIN)}", "answer: TEXT"]
+    calls = f'({first}) "\\n" call "\\n" {end}' + (f" more{{0,{most - 1}}}" if most > 1 else "")
+    rules.append("call: " + " | ".join(f"call_{at}" for at in range(len(functions))))
+    for at, function in enumerate(functions):
+        head = _quoted(f"{HEAD}{function.name}{MIDDLE}")
+        rules.append(f"call_{at}: {head} arguments_{at} {_quoted(TAIL)}")
+        rules.append(f"arguments_{at}: {json_rule(_arguments(function))}")
+    return "\n".join([f"start: {calls}" if must else f"start: answer | {calls}", *rules]) + "\n"
+
+
+def _arguments(function: Function) -> dict[str, Any]:
+    """The schema of a function's arguments, without any that it does not name.
+
+    JSON schema would allow others by default; a function has no use for arguments it does not know.
+    """
+    schema = {"type": "object", **(function.parameters or _NO_ARGUMENTS)}
+    if "additionalProperties" not in schema and not any(key in schema for key in _COMBINED):
+        schema["additionalProperties"] = False
+    return schema
+
+
+def _spelt_out(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation for a template that knows no tools."""
+    plain: list[dict[str, Any]] = []
+    results: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(f"<tool_response>\n{message['content']}\n</tool_response>")
+            continue
+        if results:
+            plain.append({"role": "user", "content": "\n".join(results)})
+            results = []
+        calls = [_written(call["function"]) for call in message.get("tool_calls", ())]
+        content = "\n".join([part for part in (message["content"], *calls) if part])
+        plain.append({"role": message["role"], "content": content})
+    if results:
+        plain.append({"role": "user", "content": "\n".join(results)})
+    if not tools:
+        return plain
+    if plain[0]["role"] != "system":
+        plain.insert(0, {"role": "system", "content": ""})
+    described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    form = f"{CALL_BEGIN}\n{HEAD}NAME{MIDDLE}{{…}}{TAIL}\n{CALL_END}"
+    instruction = (
+        f"You can call these functions:\n{described}\n"
+        f"When one of them helps, answer with nothing but a call, in this form:\n{form}\n"
+        "Its result comes in the next message. Otherwise answer in words."
+    )
+    first = plain[0]["content"]
+    plain[0] = {"role": "system", "content": f"{first}\n\n{instruction}" if first else instruction}
+    return plain
+
+
+def _written(function: dict[str, Any]) -> str:
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f"{CALL_BEGIN}\n{HEAD}{function['name']}{MIDDLE}{text}{TAIL}\n{CALL_END}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

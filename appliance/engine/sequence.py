@@ -1,0 +1,106 @@
+"""One request while it is being answered: where each of its tokens is chosen and becomes text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.engine.logprobs import TokenLogprob, token_logprob
+from appliance.engine.request import Delta, FinishReason, GenerationRequest
+from appliance.engine.sampling import Sampler
+from appliance.engine.session import Session
+from appliance.engine.stops import StopMatcher
+from appliance.errors import Unavailable
+from appliance.model.tokenizer import Tokenizer
+
+
+class Sequence:
+    """One request while it is being answered.
+
+    Attributes:
+        request: what was asked.
+        emit: called with each delta, or the error that ends the answer, in the stepping thread.
+        cancelled: set by anyone; the slot is freed at the next step.
+        session: the weights that answer, fixed when the sequence joins.
+        row: its row of the cache.
+        length: tokens of it in the cache.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        tokenizer: Tokenizer,
+        limit: int,
+        emit: Callable[[Delta | Exception], None],
+    ) -> None:
+        self.request = request
+        self.emit = emit
+        self.cancelled = False
+        self.session: Session | None = None
+        self.row = -1
+        self.length = 0
+        self.generated = 0
+        self.last_token = 0
+        self._limit = limit
+        self._eos = frozenset(tokenizer.eos_ids)
+        self._sampler = Sampler(request.sampling, request.prompt)
+        self._matcher = request.constraint.begin() if request.constraint else None
+        self._text = tokenizer.stream()
+        self._stops = StopMatcher(request.stop)
+        self._unsent: list[TokenLogprob] = []
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether prompt tokens are still to be computed."""
+        return self.length < len(self.request.prompt)
+
+    def accept(self, logits: NDArray[np.float32]) -> bool:
+        """Choose the next token from [vocab] logits and emit its text; True when the answer is complete.
+
+        The logits are changed in place. A grammar that cannot be followed further ends this answer with
+        its error, and no other.
+        """
+        raw = None if self.request.logprobs is None else logits.copy()
+        try:
+            token = self._choose(logits)
+        except Unavailable as error:
+            self.emit(error)
+            return True
+        if token in self._eos:
+            return self._end("stop")
+        self.generated += 1
+        self.last_token = token
+        if raw is not None and self.request.logprobs is not None:
+            self._unsent.append(token_logprob(raw, token, self.request.logprobs))
+        text, stopped = self._stops.push(self._text.push(token))
+        if stopped:
+            self._send(text, "stop")
+            return True
+        if self._matcher is not None and self._matcher.complete:
+            return self._end("stop", text)  # only the end of turn could follow
+        if self.generated >= self._limit:
+            return self._end("length", text)
+        self._send(text, None)
+        return False
+
+    def _choose(self, logits: NDArray[np.float32]) -> int:
+        if self._matcher is None:
+            return self._sampler.sample(logits)
+        token = self._sampler.sample(logits, self._matcher.allowed())
+        if token not in self._eos:
+            self._matcher.take(token)
+        return token
+
+    def _end(self, reason: FinishReason, text: str = "") -> bool:
+        """Send what was held back: the rest of a character, the beginning of a stop string."""
+        rest, stopped = self._stops.push(self._text.flush())
+        self._send(text + rest + self._stops.flush(), "stop" if stopped else reason)
+        return True
+
+    def _send(self, text: str, reason: FinishReason | None) -> None:
+        assert self.session is not None
+        tokens, self._unsent = tuple(self._unsent), []
+        prompt = len(self.request.prompt)
+        self.emit(Delta(text, reason, prompt, self.generated, self.session.adapter, tokens))
