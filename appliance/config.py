@@ -52,7 +52,17 @@ class ModelConfig(Section):
     )
     threads: int = Field(0, ge=0, description="Threads for the model; 0 takes the number of physical cores.")
     prefill_chunk: int = Field(
-        128, ge=16, le=4096, description="Prompt tokens computed between two steps of the running answers."
+        128, ge=16, le=4096, description="Prompt tokens computed at a time while nobody is being answered."
+    )
+    prefill_beside: int = Field(
+        16, ge=1, le=4096, description="Prompt tokens computed beside each step of the running answers."
+    )
+    prefix_cache_mb: int = Field(
+        128, ge=0, description="Memory for beginnings of prompts that were computed before, in MB."
+    )
+    drafts: bool = Field(True, description="Guess how repetitive answers go on; changes speed, never answers.")
+    extra_adapters: int = Field(
+        1, ge=0, description="Adapters kept ready beside the one in service, for requests that name them."
     )
     temperature: Annotated[float, Field(ge=0, le=2)] = Field(
         0.2, description="Sampling temperature when the request names none; a small model needs a low one."

@@ -104,7 +104,8 @@ def sample(
         start, answer, finish = 0, [], "length"
         while len(answer) < REPLY:
             last = np.array([len(tokens) - 1], np.int64)
-            logits = session.step(np.array([tokens], np.int64), np.array([start], np.int32), 0, last)
+            place, count = np.array([start], np.int32), np.array([len(tokens)], np.int32)
+            logits = session.step(np.array(tokens, np.int64), 0, place, count, last)
             start += len(tokens)
             token = int((logits[0] + rng.gumbel(size=logits.shape[1])).argmax())
             if token in tokenizer.eos_ids:

@@ -105,8 +105,9 @@ def served_logits(session: Session, tokens: list[int]) -> Logits:
     """Logits of every position, by the session that serves."""
     rows = []
     for start in range(0, len(tokens), CHUNK):
-        chunk = np.array([tokens[start : start + CHUNK]], np.int64)
-        rows.append(session.step(chunk, np.array([start], np.int32), 0, np.arange(chunk.shape[1])))
+        chunk = np.array(tokens[start : start + CHUNK], np.int64)
+        place, count = np.array([start], np.int32), np.array([len(chunk)], np.int32)
+        rows.append(session.step(chunk, 0, place, count, np.arange(len(chunk))))
     return np.concatenate(rows)
 
 

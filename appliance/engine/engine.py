@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
 from appliance.adapters.file import Adapter
@@ -21,9 +21,10 @@ from appliance.config import ModelConfig
 from appliance.engine.batch import Batch
 from appliance.engine.cache import KVCache
 from appliance.engine.offline import probe
+from appliance.engine.prefixes import PrefixCache
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sequence import Sequence
-from appliance.engine.session import Session, default_threads
+from appliance.engine.session import Session, default_threads, weights_of
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
@@ -47,6 +48,9 @@ class EngineStats:
         generated_tokens: tokens generated.
         busy_seconds: time spent stepping.
         swaps: adapters switched to.
+        cached_tokens: prompt tokens that were not computed, for they had been before.
+        drafted_tokens: tokens of answers that were guessed.
+        accepted_tokens: how many of these were right.
         stalled_seconds: how long the present step has been going on, 0 when idle.
     """
 
@@ -58,6 +62,9 @@ class EngineStats:
     generated_tokens: int
     busy_seconds: float
     swaps: int
+    cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     stalled_seconds: float
 
 
@@ -88,7 +95,7 @@ class Generation:
 
 
 class Engine:
-    """Serves one bundle with one adapter in service at a time."""
+    """Serves one bundle: with the adapter in service, or with another that a request names."""
 
     def __init__(
         self, bundle: Bundle, tokenizer: Tokenizer, config: ModelConfig, adapter: Adapter | None = None
@@ -104,7 +111,15 @@ class Engine:
         self._queue_limit = config.queue
         self._threads = config.threads or default_threads()
         self._cache = KVCache(bundle.manifest, config.slots, self.context_length)
-        self._batch = Batch(self._cache, config.prefill_chunk)
+        self._batch = Batch(
+            self._cache,
+            PrefixCache(self._cache, config.prefix_cache_mb << 20),
+            prefill_chunk=config.prefill_chunk,
+            prefill_beside=config.prefill_beside,
+            drafts=config.drafts,
+        )
+        self._extra: OrderedDict[str, Session] = OrderedDict()
+        self._extra_limit = config.extra_adapters
         self._session = Session(bundle, adapter, self._cache, threads=self._threads)
         self._wake = threading.Condition()
         self._waiting: deque[Sequence] = deque()
@@ -112,7 +127,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._swapping = asyncio.Lock()
         self._step_started = 0.0
-        self._requests = self._prompt_tokens = self._generated_tokens = self._swaps = 0
+        self._requests = self._swaps = 0
         self._busy_seconds = 0.0
         self._retired: list[weakref.ref[Session]] = []
 
@@ -142,26 +157,33 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and load, for metrics and the console."""
-        started = self._step_started
+        started, work = self._step_started, self._batch.work
         return EngineStats(
             active=self._batch.active,
             waiting=len(self._waiting),
             slots=self._cache.rows,
             requests=self._requests,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
+            prompt_tokens=work.prompt_tokens,
+            generated_tokens=work.generated_tokens,
             busy_seconds=self._busy_seconds,
             swaps=self._swaps,
+            cached_tokens=work.cached_tokens,
+            drafted_tokens=work.drafted_tokens,
+            accepted_tokens=work.accepted_tokens,
             stalled_seconds=time.monotonic() - started if started else 0.0,
         )
 
-    def generate(self, request: GenerationRequest) -> Generation:
+    def generate(self, request: GenerationRequest, weights: Session | None = None) -> Generation:
         """Queue a request at once; iterate for its deltas; `aclose` to be rid of it within a step.
+
+        Args:
+            request: what to answer.
+            weights: what `prepare` gave, to be answered by; otherwise by what is in service at its turn.
 
         Raises:
             InvalidRequest: the prompt is empty.
             ContextOverflow: the prompt leaves no room for an answer.
-            Busy: too many requests wait already.
+            Busy: too many requests wait already, or too many of this client.
             Unavailable: the engine is not running.
         """
         room = self.context_length - len(request.prompt)
@@ -182,16 +204,42 @@ class Engine:
                 loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
         sequence = Sequence(request, self._tokenizer, min(request.max_tokens, room), emit)
+        sequence.session = weights
         with self._wake:
             if not self._running:
                 raise Unavailable("The engine is not running.")
             # Each step fills free slots first, so whoever still waits then has none to hope for.
             if len(self._waiting) >= self._queue_limit + self._cache.rows - self._batch.active:
                 raise Busy("All slots and waiting places are taken. Retry in a few seconds.")
+            # A part of the places is left to others, however much one client sends.
+            mine = sum(waiting.request.client == request.client for waiting in self._waiting)
+            if mine >= self._queue_limit - self._queue_limit // 4 + self._cache.rows - self._batch.active:
+                raise Busy("Too many requests of this client wait already. Retry in a few seconds.")
             self._waiting.append(sequence)
             self._requests += 1
             self._wake.notify()
         return Generation(sequence, deltas)
+
+    async def prepare(self, adapter: Adapter | None) -> Session:
+        """Weights for single requests, built if they are not at hand; they may be answered side by side.
+
+        Args:
+            adapter: which ones, None for base.
+
+        Raises:
+            Unavailable: they cannot be built, or give non-finite output.
+        """
+        wanted = weights_of(adapter)
+        async with self._swapping:
+            if self._session.weights == wanted:
+                return self._session
+            session = self._extra.pop(wanted, None)
+            if session is None:
+                session = await asyncio.to_thread(self._build, adapter, None)
+            self._extra[wanted] = session
+            while len(self._extra) > self._extra_limit:
+                self._retired.append(weakref.ref(self._extra.popitem(last=False)[1]))
+            return session
 
     async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None:
         """Serve new requests with another adapter; running ones finish as they began.
@@ -206,7 +254,10 @@ class Engine:
             Unavailable: it cannot be built, gives non-finite output, or is not what the gate tried.
         """
         async with self._swapping:
-            session = await asyncio.to_thread(self._prepare, adapter, expected)
+            session = await asyncio.to_thread(self._build, adapter, expected)
+            if (same := self._extra.pop(session.weights, None)) is not None:
+                self._retired.append(weakref.ref(same))
+                del same
             with self._wake:
                 self._retired.append(weakref.ref(self._session))
                 self._session = session
@@ -215,7 +266,7 @@ class Engine:
             del session  # or this frame would keep it alive through the next swap
             await asyncio.to_thread(self._reap)
 
-    def _prepare(self, adapter: Adapter | None, expected: tuple[int, ...] | None) -> Session:
+    def _build(self, adapter: Adapter | None, expected: tuple[int, ...] | None) -> Session:
         scratch = KVCache(self.bundle.manifest, 1, PROBE_CAPACITY)
         session = Session(self.bundle, adapter, scratch, threads=self._threads)
         tokens = probe(session, self._tokenizer)
@@ -241,7 +292,7 @@ class Engine:
                     break
                 self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
                 while self._waiting and not self._batch.full:
-                    self._batch.join(self._waiting.popleft(), self._session)
+                    self._admit()
             self._step()
             if self._retired:
                 self._reap()
@@ -250,16 +301,21 @@ class Engine:
             self._waiting.clear()
         self._fail(orphans, Unavailable("The box is shutting down."))
 
+    def _admit(self) -> None:
+        """Give a slot to the request that has waited longest, of the client that has the fewest."""
+        held = Counter(self._batch.clients())
+        place = min(range(len(self._waiting)), key=lambda at: (held[self._waiting[at].request.client], at))
+        sequence = self._waiting[place]
+        del self._waiting[place]
+        self._batch.join(sequence, sequence.session or self._session)
+
     def _step(self) -> None:
         self._step_started = started = time.monotonic()
         try:
-            prompt_tokens, generated = self._batch.step()
+            self._batch.step()
         except Exception:
             logger.exception("A step failed; its requests end with an error")
             self._fail(self._batch.abandon(), Unavailable("The model failed on this request."))
-        else:
-            self._prompt_tokens += prompt_tokens
-            self._generated_tokens += generated
         finally:
             self._step_started = 0.0
             self._busy_seconds += time.monotonic() - started

@@ -23,6 +23,7 @@ class GenerationRequest:
         stop: strings that end the answer and are not shown.
         logprobs: report each token's log probability and that many likely alternatives; None for neither.
         constraint: the grammar that the answer must follow; None for any text.
+        client: who asks; places are shared out fairly among clients.
     """
 
     prompt: tuple[int, ...]
@@ -31,6 +32,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     constraint: Constraint | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Delta:
         tokens: the tokens generated since the piece before, when their log probabilities are asked for.
             All pieces together have every token once; its text may come earlier, later or, cut off by a
             stop string, never.
+        cached_tokens: tokens of the prompt that had been computed before.
     """
 
     text: str
@@ -54,3 +57,4 @@ class Delta:
     completion_tokens: int
     adapter: str | None
     tokens: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.engine.drafts import Drafter
 from appliance.engine.logprobs import TokenLogprob, token_logprob
 from appliance.engine.request import Delta, FinishReason, GenerationRequest
 from appliance.engine.sampling import Sampler
@@ -25,7 +26,12 @@ class Sequence:
         cancelled: set by anyone; the slot is freed at the next step.
         session: the weights that answer, fixed when the sequence joins.
         row: its row of the cache.
-        length: tokens of it in the cache.
+        tokens: prompt and answer so far.
+        length: how many of `tokens` are in the cache; the last one of an answer is not.
+        kept: how many of these the prefix cache has too.
+        block: identity of the last block it has.
+        cached: prompt tokens that came from there.
+        drafter: guesses how the answer goes on.
     """
 
     def __init__(
@@ -40,9 +46,10 @@ class Sequence:
         self.cancelled = False
         self.session: Session | None = None
         self.row = -1
-        self.length = 0
+        self.tokens = list(request.prompt)
+        self.length = self.kept = self.block = self.cached = 0
         self.generated = 0
-        self.last_token = 0
+        self.drafter = Drafter(self.tokens)
         self._limit = limit
         self._eos = frozenset(tokenizer.eos_ids)
         self._sampler = Sampler(request.sampling, request.prompt)
@@ -55,6 +62,11 @@ class Sequence:
     def prefilling(self) -> bool:
         """Whether prompt tokens are still to be computed."""
         return self.length < len(self.request.prompt)
+
+    @property
+    def room(self) -> int:
+        """Tokens the answer may still have."""
+        return self._limit - self.generated
 
     def accept(self, logits: NDArray[np.float32]) -> bool:
         """Choose the next token from [vocab] logits and emit its text; True when the answer is complete.
@@ -71,7 +83,7 @@ class Sequence:
         if token in self._eos:
             return self._end("stop")
         self.generated += 1
-        self.last_token = token
+        self.tokens.append(token)
         if raw is not None and self.request.logprobs is not None:
             self._unsent.append(token_logprob(raw, token, self.request.logprobs))
         text, stopped = self._stops.push(self._text.push(token))
@@ -103,4 +115,4 @@ class Sequence:
         assert self.session is not None
         tokens, self._unsent = tuple(self._unsent), []
         prompt = len(self.request.prompt)
-        self.emit(Delta(text, reason, prompt, self.generated, self.session.adapter, tokens))
+        self.emit(Delta(text, reason, prompt, self.generated, self.session.adapter, tokens, self.cached))

@@ -33,6 +33,11 @@ def default_threads() -> int:
     return max(1, min(allowed, max(2, physical)))
 
 
+def weights_of(adapter: Adapter | None) -> str:
+    """Identity of the weights with an adapter, or base: a name can be used again for others."""
+    return adapter.sha256 if adapter else "base"
+
+
 class Session:
     """A built session bound to a cache. Not thread-safe: one thread steps it."""
 
@@ -50,7 +55,7 @@ class Session:
         """
         manifest = bundle.manifest
         self.adapter = adapter.name if adapter else None
-        self.adapter_sha256 = adapter.sha256 if adapter else None
+        self.weights = weights_of(adapter)
         self.vocab_size = manifest.vocab_size
         self._cache = cache
         self._bindings: OrderedDict[tuple[int, int], ort.IOBinding] = OrderedDict()
@@ -102,8 +107,8 @@ class Session:
             tokens: [T] ids: those of the first row, then those of the second, and so on.
             row: first row of the cache; the B sequences are rows `row … row + B - 1`.
             lengths: [B] tokens already cached in each row.
-            counts: [B] how many of `tokens` belong to each row. A row with none keeps its cache, except
-                for the place after its `lengths`, which is nobody's.
+            counts: [B] how many of `tokens` belong to each row. The two places after a row's tokens may be
+                overwritten; the capacity must have room for them, if there is but one token, or none.
             wanted: [n] positions in `tokens` whose logits are computed.
 
         Returns:
@@ -114,7 +119,8 @@ class Session:
         """
         layout = _layout(tuple(counts.tolist()))
         last = lengths + layout.counts - np.int32(1)
-        total = np.array(int(last.max()) + 1, np.int32)
+        # Of the longest row, padding included.
+        total = np.array(max(int(last.max()) + 1, layout.unpack.shape[1]), np.int32)
         logits = np.empty((len(wanted), self.vocab_size), np.float32)
         binding = self._binding(row, len(counts))
         # Raw pointers: these arrays live until run returns, which is all the binding asks for.
@@ -153,10 +159,10 @@ class Session:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How flat tokens lie in attention's padded rows.
+    """How flat tokens lie in attention's rows.
 
     Attributes:
-        counts: [B] tokens of each row, at least 1.
+        counts: [B] places of each row that attention takes for tokens.
         unpack: [B, S] the token at each place of a row; padding repeats the row's last.
         pack: [T, 2] row and place of each token.
     """
@@ -169,11 +175,12 @@ class _Layout:
 @lru_cache(maxsize=256)
 def _layout(counts: tuple[int, ...]) -> _Layout:
     real = np.array(counts, np.int64)
-    filled = np.maximum(real, 1)
-    # At least two places: attention rounds a lone one otherwise than the same token among others.
-    places = np.arange(max(2, int(filled.max())))
+    # Attention has another kernel for a lone token, which rounds otherwise than when the same token is
+    # among others. So none is alone: a second one follows it, which nobody looks at and whose cache
+    # entries the next real token overwrites.
+    filled = np.maximum(real, 2)
     starts = np.minimum(np.cumsum(real) - real, real.sum() - 1)
-    unpack = starts[:, None] + np.minimum(places, filled[:, None] - 1)
+    unpack = starts[:, None] + np.minimum(np.arange(filled.max()), np.maximum(real, 1)[:, None] - 1)
     rows = np.repeat(np.arange(len(real)), real)
     pack = np.stack([rows, np.arange(len(rows)) - starts[rows]], axis=1)
     return _Layout(filled.astype(np.int32), unpack, pack)
