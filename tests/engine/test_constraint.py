@@ -93,7 +93,7 @@ async def test_what_the_model_ends_is_valid(
         schema = random_schema(seed)
         request = GenerationRequest(
             prompt,
-            16,
+            12,
             SamplingParams(temperature=seed % 2, seed=seed, frequency_penalty=1),
             constraint=compiled(grammars, schema),
         )
@@ -104,10 +104,10 @@ async def test_what_the_model_ends_is_valid(
             ended += 1
             check(text, schema)
         else:
-            assert deltas[-1].completion_tokens == 16
+            assert deltas[-1].completion_tokens == 12
 
     await asyncio.gather(*(ask(seed) for seed in SCHEMAS))
-    assert ended > 0.4 * len(SCHEMAS)
+    assert ended > 0.3 * len(SCHEMAS)
 
 
 async def test_a_stream_under_a_grammar_is_its_text(
