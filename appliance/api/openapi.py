@@ -83,28 +83,52 @@ def _completion(choice: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def _choice(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _choice(name: str, schema: dict[str, Any], logprobs: str, *reasons: str) -> dict[str, Any]:
     properties = {
-        "index": {"type": "integer"},
+        "index": {"type": "integer", "minimum": 0},
         name: schema,
-        "finish_reason": {"enum": ["stop", "length"]},
+        "logprobs": {"anyOf": [{"$ref": f"#/components/schemas/{logprobs}"}, {"type": "null"}]},
+        "finish_reason": {"enum": ["stop", "length", *reasons]},
     }
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _object(optional: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _array(items: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+_TOKEN: dict[str, Any] = {
+    "token": {"type": "string"},
+    "logprob": {"type": "number"},
+    "bytes": _array({"type": "integer", "minimum": 0, "maximum": 255}),
+}
 _ANSWERS: dict[str, dict[str, Any]] = {
     "Object": _ANY,
     "ChatCompletion": _completion(
-        _choice(
-            "message",
-            {
-                "type": "object",
-                "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
-                "required": ["role", "content"],
-            },
-        )
+        _choice("message", {"$ref": "#/components/schemas/AssistantMessage"}, "ChatLogprobs", "tool_calls")
     ),
-    "TextCompletion": _completion(_choice("text", {"type": "string"})),
+    "AssistantMessage": _object(
+        ("tool_calls",),
+        role={"const": "assistant"},
+        content={"type": ["string", "null"]},
+        refusal={"type": "null"},
+        tool_calls=_array({"$ref": "#/components/schemas/Call"}),
+    ),
+    "ChatLogprobs": _object(
+        content=_array(_object(**_TOKEN, top_logprobs=_array(_object(**_TOKEN)))), refusal={"type": "null"}
+    ),
+    "TextCompletion": _completion(_choice("text", {"type": "string"}, "TextLogprobs")),
+    "TextLogprobs": _object(
+        tokens=_array({"type": "string"}),
+        token_logprobs=_array({"type": "number"}),
+        top_logprobs=_array({"type": "object", "additionalProperties": {"type": "number"}}),
+        text_offset=_array({"type": "integer", "minimum": 0}),
+    ),
     "Model": {
         "type": "object",
         "properties": {

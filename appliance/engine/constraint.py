@@ -18,14 +18,15 @@ import llguidance.numpy as bitmasks
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.errors import InvalidRequest, Unavailable
+from appliance.errors import InvalidRequest
 from appliance.model.bundle import Bundle
 
-KEPT = 8  # compiled grammars that are kept; clients send the same few again and again
+KEPT = 4  # compiled grammars that are kept; clients send the same few again and again
 MAX_CHARS = 200_000  # of a grammar's text
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): |failed to compile JSON schema: ")
-# Bounds on what a hostile schema can cost: time for a token, and memory (about 2 kB a lexer state).
-_LIMITS = llguidance.LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
+# What a hostile schema can cost is bounded: milliseconds a token, and memory, up to 1 kB a lexer state. An
+# honest one needs a state for each character of its longest string.
+_LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 # A space after `:` and `,` and no other white space: a small model would go on indenting for ever.
 _JSON_OPTIONS: dict[str, Any] = {
     "whitespace_flexible": False,
@@ -59,7 +60,7 @@ class Matcher:
         """[vocab] which tokens may come next; the end of turn only where the answer may end.
 
         Raises:
-            Unavailable: the grammar has become too complex to go on.
+            InvalidRequest: the grammar has become too complex to go on.
         """
         bitmasks.fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
@@ -70,16 +71,16 @@ class Matcher:
         """Go on by a token that was allowed.
 
         Raises:
-            Unavailable: the grammar has become too complex to go on.
+            InvalidRequest: the grammar has become too complex to go on.
         """
         self._matcher.consume_token(token)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise Unavailable(
-                "The answer's format became too complex for this box; use a simpler one.",
-                param="response_format",
+            raise InvalidRequest(
+                "The answer's format became too complex to follow; use a simpler schema.",
+                code="invalid_value",
             )
 
 

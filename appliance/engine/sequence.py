@@ -13,7 +13,7 @@ from appliance.engine.request import Delta, FinishReason, GenerationRequest
 from appliance.engine.sampling import Sampler
 from appliance.engine.session import Session
 from appliance.engine.stops import StopMatcher
-from appliance.errors import Unavailable
+from appliance.errors import InvalidRequest
 from appliance.model.tokenizer import Tokenizer
 
 
@@ -77,7 +77,7 @@ class Sequence:
         raw = None if self.request.logprobs is None else logits.copy()
         try:
             token = self._choose(logits)
-        except Unavailable as error:
+        except InvalidRequest as error:
             self.emit(error)
             return True
         if token in self._eos:

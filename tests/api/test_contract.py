@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import jsonschema
+import openai
 import pytest
-from daemons import Daemon
+from daemons import Daemon, StartDaemon
 
 from appliance.model.tokenizer import Tokenizer
 
@@ -102,6 +103,17 @@ def test_leaving_stops_all_choices(daemon: Daemon) -> None:
             return
         time.sleep(0.1)
     pytest.fail("slots are still taken")
+
+
+def test_a_full_box_refuses_all_choices_or_none(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon("[model]\nslots = 1\nqueue = 1\n[lora]\nenabled = false")
+    with pytest.raises(openai.RateLimitError):
+        ask(daemon, n=8, max_tokens=4000, temperature=1.5)
+    deadline = time.monotonic() + 15
+    while "shammah_active_requests 0.0" not in daemon.get("/metrics").text:
+        assert time.monotonic() < deadline, "those that were queued go on"
+        time.sleep(0.1)
+    assert len(ask(daemon, n=2, max_tokens=2).choices) == 2
 
 
 def test_only_the_first_choice_is_learned_from(daemon: Daemon) -> None:
@@ -340,3 +352,33 @@ def test_a_conversation_with_calls_goes_on_and_is_not_learned_from(daemon: Daemo
         time.sleep(0.1)
     assert "Is this collected?" in daemon.home.queue.read_text()
     assert question not in daemon.home.queue.read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "schema"),
+    [
+        (
+            "chat/completions",
+            {"messages": ASK, "logprobs": True, "top_logprobs": 2, "n": 2},
+            "ChatCompletion",
+        ),
+        (
+            "chat/completions",
+            {"messages": ASK, "tools": [CLOCK], "tool_choice": "required"},
+            "ChatCompletion",
+        ),
+        ("completions", {"prompt": "One,", "logprobs": 2}, "TextCompletion"),
+        ("completions", {"prompt": "One,"}, "TextCompletion"),
+    ],
+)
+def test_answers_are_as_the_openapi_document_says(
+    daemon: Daemon, path: str, options: dict[str, Any], schema: str
+) -> None:
+    document = daemon.get("/openapi.json").json()
+    body = {"model": "shammah", "max_tokens": 30, "temperature": 0, **options}
+    answer = daemon.post(f"/v1/{path}", json=body).json()
+    jsonschema.validate(answer, {"$ref": f"#/components/schemas/{schema}", **document})
+    requested = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
+    jsonschema.validate(body, {**requested, **document})

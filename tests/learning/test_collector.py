@@ -96,6 +96,7 @@ def test_a_cut_off_answer_is_marked(store: Store, collector: Collector) -> None:
     "fields, texts_kept",
     [
         ({"finish_reason": "tool_calls"}, True),
+        ({"with_tools": True}, True),
         ({"finish_reason": "cancelled"}, True),
         ({"response": "  "}, True),
         ({"query": " "}, True),
