@@ -60,7 +60,7 @@ class ModelConfig(Section):
     prefix_cache_mb: int = Field(
         128, ge=0, description="Memory for beginnings of prompts that were computed before, in MB."
     )
-    drafts: bool = Field(True, description="Guess how repetitive answers go on; changes speed, never answers.")
+    drafts: bool = Field(True, description="Guess how repetitive answers go on: faster, and the same.")
     extra_adapters: int = Field(
         1, ge=0, description="Adapters kept ready beside the one in service, for requests that name them."
     )

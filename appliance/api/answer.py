@@ -76,16 +76,18 @@ class Answer:
     choices: list[Choice]
     created: int = field(default_factory=lambda: int(time.time()))
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     adapter: str | None = None
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """OpenAI's usage object: the prompt once, the tokens of all choices."""
         completion = sum(choice.completion_tokens for choice in self.choices)
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion,
             "total_tokens": self.prompt_tokens + completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def head(self, object_name: str) -> dict[str, Any]:
@@ -96,5 +98,5 @@ class Answer:
         """Take in the next delta of a choice."""
         self.prompt_tokens = delta.prompt_tokens
         if index == 0:
-            self.adapter = delta.adapter
+            self.adapter, self.cached_tokens = delta.adapter, delta.cached_tokens
         return self.choices[index].add(delta)

@@ -11,7 +11,7 @@ from sanic import json as json_response
 from appliance.api import tools
 from appliance.api.answer import Answer, Choice, Piece
 from appliance.api.errors import parse
-from appliance.api.generation import begin, check_model, collect, finish, stream
+from appliance.api.generation import begin, collect, finish, stream
 from appliance.api.logprobs import TextLogprobs, chat_logprobs
 from appliance.api.schemas import ChatBody, CompletionBody
 from appliance.engine.constraint import Constraint, json_grammar
@@ -23,7 +23,6 @@ blueprint = Blueprint("completions", url_prefix="/v1")
 async def chat(request: Request) -> HTTPResponse | None:
     """Answer a conversation."""
     body = parse(request, ChatBody)
-    check_model(request, body.model)
     prompt = await asyncio.to_thread(tools.encode, request.app.ctx.tokenizer, body)
     choices, answer = await begin(
         request,
@@ -65,7 +64,6 @@ async def chat(request: Request) -> HTTPResponse | None:
 async def complete(request: Request) -> HTTPResponse | None:
     """Continue a text. Not learnt from: there is no question and no answer in it."""
     body = parse(request, CompletionBody)
-    check_model(request, body.model)
     tokenizer = request.app.ctx.tokenizer
     prompt = await asyncio.to_thread(tokenizer.encode_prompt, body.prompt)
     choices, answer = await begin(

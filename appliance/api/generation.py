@@ -18,37 +18,16 @@ from appliance.api.choices import Choices
 from appliance.api.errors import error_object
 from appliance.api.schemas import GenerationBody
 from appliance.api.tool_calls import CallReader
+from appliance.api.weights import find_weights, in_service
 from appliance.engine.constraint import Constraint
 from appliance.engine.engine import Generation
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
-from appliance.errors import InvalidRequest, NotFound, ShammahError
+from appliance.errors import InvalidRequest, ShammahError
 from appliance.learning.collector import CollectedExchange
 
-ALIAS = "shammah"
-"""The model's name for clients that should not care which model the box runs."""
 PING_SECONDS = 10.0
 """A comment is sent this often while nothing else is: proxies and clients drop silent streams."""
-
-
-def served_names(request: Request) -> tuple[str, ...]:
-    """The model names a request may use."""
-    return (ALIAS, request.app.ctx.bundle.manifest.name)
-
-
-def check_model(request: Request, name: str) -> None:
-    """Refuse a model that is not served here.
-
-    Raises:
-        NotFound: with the names that are.
-    """
-    names = served_names(request)
-    if name not in names:
-        raise NotFound(
-            f"The model {name!r} does not exist here. Use {' or '.join(repr(known) for known in names)}.",
-            param="model",
-            code="model_not_found",
-        )
 
 
 async def begin(
@@ -77,8 +56,10 @@ async def begin(
     Raises:
         InvalidRequest: a token of `logit_bias` does not exist, or the engine refuses the prompt.
         Busy: too many requests wait already.
+        NotFound: no weights are called what the body names as its model.
     """
     engine, defaults = request.app.ctx.engine, request.app.ctx.config.model
+    device = device_of(request)
     count = body.n or 1
     asked = GenerationRequest(
         tuple(prompt),
@@ -87,11 +68,13 @@ async def begin(
         body.stops,
         logprobs=logprobs,
         constraint=constraint,
+        client=device.id if device else request.ip,
     )
+    weights = await find_weights(request, body.model)
     generations: list[Generation] = []
     try:
         for index in range(count):
-            generations.append(engine.generate(_nth(asked, index)))
+            generations.append(engine.generate(_nth(asked, index), weights))
     except ShammahError:
         for generation in generations:
             await generation.aclose()
@@ -182,11 +165,16 @@ def collect(
             adapter=answer.adapter,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=choice.completion_tokens,
-            store=body.store is not False and (device is None or device.collect) and bool(users),
+            store=_collected(request, body) and (device is None or device.collect) and bool(users),
             internal=False,
             with_tools=with_tools or bool(choice.calls),
         )
     )
+
+
+def _collected(request: Request, body: GenerationBody) -> bool:
+    """Asking particular weights is trying them out; what they say is not how the box answers."""
+    return body.store is not False and in_service(request, body.model)
 
 
 def _sampling(request: Request, body: GenerationBody) -> SamplingParams:

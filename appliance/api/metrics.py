@@ -47,6 +47,9 @@ class _Live(Collector):
         for name, text, total in (
             ("shammah_requests", "Requests the engine accepted.", engine.requests),
             ("shammah_prompt_tokens", "Prompt tokens computed.", engine.prompt_tokens),
+            ("shammah_cached_tokens", "Prompt tokens taken from the prefix cache.", engine.cached_tokens),
+            ("shammah_drafted_tokens", "Tokens of answers that were guessed.", engine.drafted_tokens),
+            ("shammah_accepted_tokens", "Guessed tokens that were right.", engine.accepted_tokens),
             ("shammah_generated_tokens", "Tokens generated.", engine.generated_tokens),
             ("shammah_engine_busy_seconds", "Time the engine spent computing.", engine.busy_seconds),
             ("shammah_adapter_swaps", "Adapters switched to.", engine.swaps),

@@ -7,7 +7,8 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request
 from sanic import json as json_response
 
-from appliance.api.generation import check_model, served_names
+from appliance.api.weights import adapter_of, served_names
+from appliance.errors import NotFound
 
 blueprint = Blueprint("models", url_prefix="/v1")
 
@@ -15,14 +16,15 @@ blueprint = Blueprint("models", url_prefix="/v1")
 @blueprint.get("/models")
 async def list_models(request: Request) -> HTTPResponse:
     """The names a request may use."""
-    data = [_model(request, name) for name in served_names(request)]
+    data = [_model(request, name) for name in await served_names(request)]
     return json_response({"object": "list", "data": data})
 
 
 @blueprint.get("/models/<model:path>")
 async def get_model(request: Request, model: str) -> HTTPResponse:
     """One of them."""
-    check_model(request, model)
+    if model not in await served_names(request):
+        raise NotFound(f"There is no model {model!r} here.", param="model", code="model_not_found")
     return json_response(_model(request, model))
 
 
@@ -34,6 +36,6 @@ def _model(request: Request, name: str) -> dict[str, Any]:
         "created": int(manifest.created),
         "owned_by": "shammah",
         "root": manifest.name,
-        "adapter": request.app.ctx.engine.adapter,
+        "adapter": adapter_of(request, name),
         "context_length": request.app.ctx.engine.context_length,
     }

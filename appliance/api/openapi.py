@@ -66,7 +66,8 @@ _USAGE = {
     "properties": {
         name: {"type": "integer", "minimum": 0}
         for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-    },
+    }
+    | {"prompt_tokens_details": {"type": "object", "properties": {"cached_tokens": {"type": "integer"}}}},
     "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
 }
 

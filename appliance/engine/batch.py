@@ -27,7 +27,7 @@ DRAFTED_TOKENS = 16  # tokens of answers in a step up to which drafting is cheap
 
 @dataclass
 class Work:
-    """What steps have done: prompt tokens computed and copied, tokens generated, drafted and kept of these."""
+    """What the steps have done so far, in tokens; those accepted are of the drafted ones."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -153,9 +153,7 @@ class Batch:
                 wanted.append(end - 1)
             tokens += piece
             counts[row - first] = len(piece)
-        logits = session.step(
-            np.array(tokens, np.int64), first, lengths, counts, np.array(wanted, np.int64)
-        )
+        logits = session.step(np.array(tokens, np.int64), first, lengths, counts, np.array(wanted, np.int64))
         at = 0
         for row in sorted(by_row):
             sequence = by_row[row]
@@ -200,7 +198,7 @@ class Batch:
         return self._prefixes.key(sequence.session.weights, sequence.block, sequence.tokens, sequence.kept)
 
     def _restore(self, sequence: Sequence) -> None:
-        """Copy what is known of a prompt, but for its last token: only computing that says what comes next."""
+        """Copy what is known of a prompt, but for its last token: that one says what comes next."""
         while sequence.length == sequence.kept and sequence.length + BLOCK < len(sequence.tokens):
             key = self._key(sequence)
             block = None if key is None else self._prefixes.restore(sequence.row, sequence.length, key)

@@ -220,6 +220,10 @@ class Engine:
             self._wake.notify()
         return Generation(sequence, deltas)
 
+    def at_hand(self, weights: str) -> Session | None:
+        """The session with these weights (an adapter's hash, or "base"), if there is one."""
+        return self._session if self._session.weights == weights else self._extra.get(weights)
+
     async def prepare(self, adapter: Adapter | None) -> Session:
         """Weights for single requests, built if they are not at hand; they may be answered side by side.
 

@@ -97,8 +97,8 @@ def _use_rows(graph: onnx.GraphProto) -> None:
         node.input.append("query_seqlens")
         result = node.output[0]
         node.output[0] = f"{result}.rows"
-        pack = helper.make_node("GatherND", [f"{result}.rows", "pack_index"], [result], name=f"{node.name}/pack")
-        nodes += [node, pack]
+        name = f"{node.name}/pack"
+        nodes += [node, helper.make_node("GatherND", [node.output[0], "pack_index"], [result], name=name)]
     if not found:
         raise BundleError("This model's attention cannot be served: it is no grouped-query attention.")
     _replace_nodes(graph, nodes)
@@ -106,14 +106,15 @@ def _use_rows(graph: onnx.GraphProto) -> None:
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["tokens"]))
     graph.input.extend(kept)
-    for name, kind, shape in (
+    wanted: tuple[tuple[str, int, list[str | int]], ...] = (
         ("seqlens_k", TensorProto.INT32, ["batch_size"]),
         ("query_seqlens", TensorProto.INT32, ["batch_size"]),
         ("total_sequence_length", TensorProto.INT32, []),
         ("unpack_index", TensorProto.INT64, ["batch_size", "padded"]),
         ("pack_index", TensorProto.INT64, ["tokens", 2]),
         ("logits_index", TensorProto.INT64, ["n_logits"]),
-    ):
+    )
+    for name, kind, shape in wanted:
         graph.input.append(helper.make_tensor_value_info(name, kind, shape))
 
 
@@ -149,13 +150,12 @@ def _join_gate_up(graph: onnx.GraphProto) -> None:
         pair = [numpy_helper.to_array(inits[one.input[1]]) for one in (node, up)]
         name, both = f"{match[1]}/gate_up_proj/MatMul", f"{match[1]}/gate_up_proj/output_0"
         graph.initializer.append(numpy_helper.from_array(np.concatenate(pair, axis=1), f"{name}.weight"))
+        outputs = [node.output[0], up.output[0]]
         widths = np.array([matrix.shape[1] for matrix in pair], np.int64)
         graph.initializer.append(numpy_helper.from_array(widths, f"{name}.widths"))
         nodes += [
             helper.make_node("MatMul", [node.input[0], f"{name}.weight"], [both], name=name),
-            helper.make_node(
-                "Split", [both, f"{name}.widths"], [node.output[0], up.output[0]], name=f"{name}/Split", axis=-1
-            ),
+            helper.make_node("Split", [both, f"{name}.widths"], outputs, name=f"{name}/Split", axis=-1),
         ]
         joined.add(up.name)
     _replace_nodes(graph, nodes)

@@ -116,7 +116,7 @@ def test_plain_completion(daemon: Daemon) -> None:
 def test_models(daemon: Daemon) -> None:
     client = daemon.client()
     names = [model.id for model in client.models.list()]
-    assert names == ["shammah", "smollm2-135m-instruct"]
+    assert names == ["shammah", "smollm2-135m-instruct", "shammah:base"]
     assert client.models.retrieve("shammah").id == "shammah"
     assert daemon.get("/v1/models/gpt-4").status_code == 404
 

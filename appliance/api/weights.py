@@ -1,0 +1,74 @@
+"""The names a request may give as its model, and the weights they stand for.
+
+`shammah` and the bundle's own name are what is in service; `shammah:base` and `shammah:<adapter>` are
+particular weights, so that one adapter can be tried beside another without switching anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sanic import Request
+
+from appliance.adapters.registry import Registry
+from appliance.engine.session import Session
+from appliance.errors import NotFound
+
+ALIAS = "shammah"
+"""The model's name for clients that should not care which model the box runs."""
+_PARTICULAR = f"{ALIAS}:"
+BASE = f"{_PARTICULAR}base"
+CURRENT = f"{_PARTICULAR}current"
+
+
+def in_service(request: Request, model: str) -> bool:
+    """Whether a name stands for what is in service, whatever that is."""
+    return model in (ALIAS, CURRENT, request.app.ctx.bundle.manifest.name)
+
+
+async def served_names(request: Request) -> list[str]:
+    """The names a request may use, those that always mean what is in service first."""
+    registry: Registry = request.app.ctx.registry
+    adapters = await asyncio.to_thread(registry.list)
+    own = request.app.ctx.bundle.manifest.name
+    return [ALIAS, own, BASE, *(f"{_PARTICULAR}{name}" for name in adapters)]
+
+
+def adapter_of(request: Request, model: str) -> str | None:
+    """The adapter behind a name that is served; None for base."""
+    if in_service(request, model):
+        adapter: str | None = request.app.ctx.engine.adapter
+        return adapter
+    return None if model == BASE else model.removeprefix(_PARTICULAR)
+
+
+async def find_weights(request: Request, model: str) -> Session | None:
+    """The weights that shall answer; None for what is in service.
+
+    Raises:
+        NotFound: nothing is called that; the message names what is.
+        AdapterInvalid: the adapter's file is damaged or fits another base.
+        Unavailable: no session can be built with it.
+    """
+    if in_service(request, model):
+        return None
+    ctx = request.app.ctx
+    if model == BASE:
+        base: Session = await ctx.engine.prepare(None)
+        return base
+    name = model.removeprefix(_PARTICULAR)
+    row = None if name == model else await asyncio.to_thread(ctx.store.adapters.get, name)
+    if row is not None and (ready := ctx.engine.at_hand(row.sha256)) is not None:
+        found: Session = ready
+        return found
+    try:
+        adapter = await asyncio.to_thread(ctx.registry.load, name if name != model else "")
+    except NotFound as error:
+        names = " or ".join(repr(known) for known in (await served_names(request))[:4])
+        raise NotFound(
+            f"The model {model!r} does not exist here. Use {names}; /v1/models lists all.",
+            param="model",
+            code="model_not_found",
+        ) from error
+    built: Session = await ctx.engine.prepare(adapter)
+    return built
