@@ -46,4 +46,4 @@ class Drafter:
         self._share = _MEMORY * self._share + (1 - _MEMORY) * right / drafted
         if self._share < _WORTH:
             self._rest_until = len(self._tokens) + _REST
-            self._share = 2 * _WORTH
+            self._share = 1.2 * _WORTH  # one more failure, and it rests again
