@@ -258,10 +258,9 @@ class Engine:
             Unavailable: it cannot be built, gives non-finite output, or is not what the gate tried.
         """
         async with self._swapping:
-            session = await asyncio.to_thread(self._build, adapter, expected)
-            if (same := self._extra.pop(session.weights, None)) is not None:
-                self._retired.append(weakref.ref(same))
-                del same
+            session = self._extra.pop(weights_of(adapter), None)
+            if session is None or expected is not None:
+                session = await asyncio.to_thread(self._build, adapter, expected)
             with self._wake:
                 self._retired.append(weakref.ref(self._session))
                 self._session = session
