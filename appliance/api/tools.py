@@ -48,20 +48,25 @@ def grammar(tokenizer: Tokenizer, body: ChatBody) -> str:
     most = 1 if named or body.parallel_tool_calls is False else MAX_CALLS
     must = named is not None or body.tool_choice == "required"
     schema = body.response_format.schema_of_answer if body.response_format else None
-    # In some vocabularies the mark is a token of its own, which llguidance never takes for text.
-    single = tokenizer.shown_as(CALL_BEGIN) is not None
-    begin = CALL_BEGIN if single else _quoted(CALL_BEGIN)
-    end = CALL_END if tokenizer.shown_as(CALL_END) is not None else _quoted(CALL_END)
+    # In some vocabularies the marks are tokens of their own, which llguidance never takes for text.
+    marks = tokenizer.marks
+    begin, end = (mark if mark in marks else _quoted(mark) for mark in (CALL_BEGIN, CALL_END))
     rules = [f'more: "\\n" {begin} "\\n" call "\\n" {end}']
-    if must:
+    if must or schema is not None:
         first = begin
-    elif schema is not None:
-        first = begin
-        rules.append(f"answer: {json_rule(schema)}")
+        answer = json_rule(schema) if schema is not None else ""
     else:
         # Lazy: as soon as the mark is complete it is a call that follows, not more text.
-        first = "spelt" + (f" | TEXT {CALL_BEGIN} | {CALL_BEGIN}" if single else "")
-        rules += [r"TEXT: /(.|\n)*/", f"spelt[lazy]: TEXT {_quoted(CALL_BEGIN)}", "answer: TEXT"]
+        rules += [r"TEXT: /(.|\n)*/", f"spelt[lazy]: TEXT {_quoted(CALL_BEGIN)}"]
+        first, answer = "spelt", "TEXT"
+        if CALL_BEGIN in marks:
+            first += f" | TEXT {CALL_BEGIN} | {CALL_BEGIN}"
+        if shown := [f"<[{ident}]>" for mark, ident in marks.items() if mark not in (CALL_BEGIN, CALL_END)]:
+            # Others belong to the text, e.g. around what a model thinks before it answers.
+            rules += [f"shown: {' | '.join(shown)}", "before: (shown | TEXT shown)*"]
+            first, answer = f"before ({first})", "before TEXT | before"
+    if not must:
+        rules.append(f"answer: {answer}")
     calls = f'({first}) "\\n" call "\\n" {end}' + (f" more{{0,{most - 1}}}" if most > 1 else "")
     rules.append("call: " + " | ".join(f"call_{at}" for at in range(len(functions))))
     for at, function in enumerate(functions):

@@ -117,11 +117,6 @@ class Tokenizer:
         """UTF-8 bytes of one token, which need not be whole characters."""
         return self._vocabulary.bytes_of(ident)
 
-    def shown_as(self, text: str) -> int | None:
-        """The single token that is called `text` and decodes to it, if there is one."""
-        ident = self._plain.token_to_id(text)
-        return ident if ident is not None and self.decode([ident]) == text else None
-
     def stream(self) -> Detokenizer:
         """A decoder that takes one token at a time."""
         return Detokenizer(self._plain)
@@ -132,6 +127,16 @@ class Tokenizer:
         return frozenset(
             ident for name in self._secret if (ident := self._plain.token_to_id(name)) is not None
         )
+
+    @cached_property
+    def marks(self) -> dict[str, int]:
+        """Added tokens in angle brackets that an answer shows, such as `<tool_call>` where it is one."""
+        return {
+            name: ident
+            for name in self._secret
+            if name.startswith("<") and name.endswith(">")
+            if (ident := self._plain.token_to_id(name)) is not None and self.decode([ident]) == name
+        }
 
     @cached_property
     def _turn_end(self) -> tuple[int, ...]:

@@ -52,13 +52,13 @@ def with_marks(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bund
     path = tmp_path_factory.mktemp("marks")
     data = json.loads((bundle.path / "tokenizer.json").read_text())
     size = bundle.manifest.vocab_size
-    for number, mark in enumerate((CALL_BEGIN, CALL_END)):
+    for number, mark in enumerate((CALL_BEGIN, CALL_END, "<think>", "</think>")):
         token = {**data["added_tokens"][-1], "id": size + number, "content": mark, "special": False}
         data["added_tokens"].append(token)
     (path / "tokenizer.json").write_text(json.dumps(data))
     (path / "tokenizer_config.json").write_text((bundle.path / "tokenizer_config.json").read_text())
     (path / "chat_template.jinja").write_text(QWEN)
-    return Bundle(path, replace(bundle.manifest, vocab_size=size + 2))
+    return Bundle(path, replace(bundle.manifest, vocab_size=size + 4))
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,15 @@ def follows(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
+THOUGHTS = ["<think>Hm.</think>Yes", f"<think>\n</think>\n{CALL}", f"Hm <think></think>{CALL}", "<think>"]
+
 
 @pytest.mark.parametrize(
     ("changes", "good", "bad"),
     [
         (
             {},
-            ["Hello.\nYes <b>", "", CALL, f"Let me see. {CALL}", f"{CALL}\n{OTHER}"],
+            ["Hello.\nYes <b>", "", CALL, f"Let me see. {CALL}", f"{CALL}\n{OTHER}", *THOUGHTS],
             [f"{CALL} and", CALL.replace("Oslo", "far away"), CALL.replace("get_weather", "rm"), CALL[:-3]],
         ),
         ({"tool_choice": "required"}, [CALL, OTHER, f"{CALL}\n{OTHER}"], ["", "Hello", f"Well {CALL}"]),
@@ -197,7 +199,7 @@ HISTORY: list[dict[str, Any]] = [
 
 
 def test_a_template_without_tools_gets_them_as_text(tokenizer: Tokenizer) -> None:
-    assert not tokenizer.writes_calls
+    assert not tokenizer.writes_calls and not tokenizer.marks
     text = tokenizer.decode(tools.encode(tokenizer, asked(messages=HISTORY)))
     assert text.startswith("system\nBe brief.\n\nYou can call")
     assert json.dumps({"name": "get_weather", "parameters": PARAMETERS}) in text
@@ -208,8 +210,9 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer: Tokenizer) -> Non
 
 def test_a_template_with_tools_is_used(marking: Tokenizer) -> None:
     assert marking.writes_calls
+    assert set(marking.marks) == {CALL_BEGIN, CALL_END, "<think>", "</think>"}
     ids = tools.encode(marking, asked(messages=HISTORY[1:]))
-    assert ids.count(marking.shown_as(CALL_BEGIN) or -1) == 1
+    assert ids.count(marking.marks[CALL_BEGIN]) == 1
     text = marking.decode(ids)
     assert CALL in text
     assert "tool\n11" in text
