@@ -1,9 +1,8 @@
 """One ONNX Runtime session: base weights plus at most one adapter, baked in when it is built.
 
-The adapter's matrices replace the graph's rank-0 LoRA initializers (`SessionOptions.add_initializer`).
-Bound as graph inputs they would save the rebuild, but ONNX Runtime then takes another kernel for one
-row than for several, and an answer would depend on who else is being answered. As constants they are
-prepacked: every batch size gives the same bits, and decoding is faster. A build takes about 0.3 s.
+The adapter's matrices become constants of a graph of its own (see `ports.py`). Bound as graph inputs
+they would save the build, but ONNX Runtime then takes another kernel for one row than for several, and
+an answer would depend on who else is being answered. A build takes about 0.3 s.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ from numpy.typing import NDArray
 
 from appliance.adapters.file import Adapter
 from appliance.engine.cache import KVCache
+from appliance.engine.ports import Matrix, open_ports
 from appliance.errors import Unavailable
 from appliance.model.bundle import Bundle
 
+SPIN_MICROSECONDS = 50
 BINDINGS = 64  # row ranges whose cache bindings are kept; making one costs milliseconds
 
 
@@ -65,22 +66,21 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.log_severity_level = 3
-        # Spinning threads gain a few percent on an idle box and lose half the speed on a busy one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Buffers would be shared by the ranks that the graph knows (0), not by those of the adapter: one
-        # that leaves out layers, or fuses three into one port, fails. Speed and memory are the same.
-        options.enable_mem_reuse = False
-        # The runtime keeps a pointer only: the values must outlive the session.
-        self._weights = {
-            name: ort.OrtValue.ortvalue_from_numpy(tensor)
-            for name, tensor in (adapter.tensors if adapter else {}).items()
-        }
-        for name, value in self._weights.items():
-            options.add_initializer(name, value)
+        # A thread that waits spins a moment before it sleeps: long enough for the next operation of the same
+        # step, so that an idle box gains what spinning gains, and too short to take the processor from
+        # others, which would halve the speed of a busy one. See docs/performance.md.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(bundle.path)
+        )
+        model: str | bytes = os.fspath(bundle.model_path)
         try:
-            self._session = ort.InferenceSession(
-                os.fspath(bundle.model_path), options, providers=["CPUExecutionProvider"]
-            )
+            if adapter is not None:
+                place = "session.model_external_initializers_file_folder_path"
+                options.add_session_config_entry(place, os.fspath(bundle.path))
+                model = open_ports(bundle.model_path.read_bytes(), _matrices(bundle, adapter))
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises bare pybind exceptions of several types
             what = f"adapter {self.adapter}" if self.adapter else "the base model"
             raise Unavailable(f"A session with {what} could not be built: {error}") from error
@@ -155,6 +155,15 @@ class Session:
                 self._bindings.popitem(last=False)
         self._bindings.move_to_end(key)
         return binding
+
+
+def _matrices(bundle: Bundle, adapter: Adapter) -> dict[str, tuple[Matrix, Matrix]]:
+    """The adapter's matrices by the node they belong to."""
+    return {
+        port.node: (adapter.tensors[f"{port.name}.A"], adapter.tensors[f"{port.name}.B"])
+        for port in bundle.manifest.ports
+        if f"{port.name}.A" in adapter.tensors
+    }
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,20 @@ class PortPart:
 
 @dataclass(frozen=True)
 class Port:
-    """Where an adapter enters the graph: `y = W x + (x A) B`.
+    """Where an adapter can enter the graph: `y = W x + (x A) B` instead of `y = W x`.
 
-    The graph's initializers `<name>.A` [inputs, r] and `<name>.B` [r, sum of the parts' widths] have
-    rank 0 until a session is built with others. A port over a fused layer has several parts.
+    An adapter's matrices are called `<name>.A` [inputs, r] and `<name>.B` [r, sum of the parts' widths]. A
+    port over a fused layer has several parts.
+
+    Attributes:
+        node: the graph's node that computes `W x`.
     """
 
     name: str
     layer: int
     inputs: int
     parts: tuple[PortPart, ...]
+    node: str
 
     @property
     def outputs(self) -> int:

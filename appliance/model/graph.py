@@ -1,8 +1,8 @@
 """The graph pass: from the model builder's fp32 graph to the one that is served.
 
 Import time only (needs onnx). The builder's graph is fused well but made for another runtime; the
-pass gives it the inputs our engine binds, 8-bit weights that keep the quality, and a LoRA port at
-every linear layer.
+pass gives it the inputs our engine binds and 8-bit weights that keep the quality, and notes where LoRA
+ports can be opened: at every linear layer.
 
 The graph computes on a flat list of tokens, those of all sequences of a step one after the other.
 Only attention wants them by sequence: before it they are laid out in padded rows, after it they are
@@ -32,6 +32,7 @@ _SCOPE = {"attn": "self_attn", "mlp": "mlp"}
 _HEAD = "/lm_head/MatMul"
 _EMBED = "/model/embed_tokens/Gather"
 _DOMAIN = "com.microsoft"
+_QUANTIZED = "_Q8"  # what a quantized node's name ends with
 _QUERY_SEQLENS = 16  # place of that input of GroupQueryAttention
 
 
@@ -51,7 +52,7 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
     _use_rows(graph)
     _select_logits(graph)
     _join_gate_up(graph)
-    ports = _open_ports(graph, config)
+    ports = _find_ports(graph, config)
     _prune(graph)
     _check_inputs(graph)
     _quantize(graph)
@@ -161,14 +162,13 @@ def _join_gate_up(graph: onnx.GraphProto) -> None:
     _replace_nodes(graph, nodes)
 
 
-def _open_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, ...]:
+def _find_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, ...]:
     inits = {tensor.name: tensor for tensor in graph.initializer}
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     query, key = heads * head_dim, config.get("num_key_value_heads", heads) * head_dim
-    ports, nodes = [], []
+    ports = []
     for node in graph.node:
-        nodes.append(node)
         match = _LINEAR.fullmatch(node.name)
         if node.op_type != "MatMul" or match is None:
             continue
@@ -180,22 +180,10 @@ def _open_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, .
         elif linear == "gate_up_proj":
             fused = {"gate_proj": outputs // 2, "up_proj": outputs // 2}
         parts = tuple(PortPart(f"model.layers.{layer}.{scope}.{n}", width) for n, width in fused.items())
-        port = Port(f"lora.{layer}.{linear}", layer, inputs, parts)
+        port = Port(f"lora.{layer}.{linear}", layer, inputs, parts, f"{node.name}{_QUANTIZED}")
         if port.outputs != outputs:
             raise BundleError(f"{node.name} is {outputs} wide, its config says {port.outputs}.")
         ports.append(port)
-        a, b, result = f"{port.name}.A", f"{port.name}.B", node.output[0]
-        node.output[0] = f"{result}.base"
-        nodes += [
-            helper.make_node("MatMul", [node.input[0], a], [f"{result}.a"], name=f"{node.name}.loraA"),
-            helper.make_node("MatMul", [f"{result}.a", b], [f"{result}.b"], name=f"{node.name}.loraB"),
-            helper.make_node("Add", [f"{result}.base", f"{result}.b"], [result], name=f"{node.name}.lora"),
-        ]
-        # No adapter is rank 0. A session replaces these when it is built; as constants they are prepacked,
-        # which makes every batch size give the same bits (as inputs they do not).
-        for name, shape in ((a, (inputs, 0)), (b, (0, outputs))):
-            graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
-    _replace_nodes(graph, nodes)
     if not ports or len({port.layer for port in ports}) != config["num_hidden_layers"]:
         raise BundleError("This model's linear layers were not found where its family has them.")
     return tuple(ports)
@@ -212,11 +200,11 @@ def _quantize(graph: onnx.GraphProto) -> None:
     ):
         raise BundleError("This model's embedding cannot be served: it is neither a table nor the head's.")
     for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in inits and ".lora" not in node.name:
+        if node.op_type == "MatMul" and node.input[1] in inits:
             weights = numpy_helper.to_array(inits[node.input[1]])
             packed, scales = quantize_blocks(np.ascontiguousarray(weights.T))
             _make_matmul(graph, node, weights.shape, packed, scales)
-            if tied and node.name == f"{_HEAD}_Q8":
+            if tied and node.name == f"{_HEAD}{_QUANTIZED}":
                 _make_embedding(graph, embed, weights.shape[0], packed, scales)
     if not tied:
         table = numpy_helper.to_array(inits[embed.input[0]])
@@ -231,7 +219,7 @@ def _make_matmul(
     scales: npt.NDArray[np.float32],
 ) -> None:
     names = [f"{node.input[1]}_Q8", f"{node.input[1]}_scales"]
-    node.name += "_Q8"
+    node.name += _QUANTIZED
     node.op_type, node.domain = "MatMulNBits", _DOMAIN
     node.input[1:] = names
     # Level 4: the product is computed on 8-bit activations, which is what makes it fast.

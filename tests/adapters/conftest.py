@@ -44,9 +44,9 @@ def manifest() -> Manifest:
         base_hash=META.base_hash,
         files={"model.onnx": FileEntry("", 0)},
         ports=(
-            Port("lora.0.qkv_proj", 0, 8, (PortPart(Q, 8), PortPart(K, 4), PortPart(V, 4))),
-            Port("lora.0.o_proj", 0, 8, (PortPart(OUT, 8),)),
-            Port("lora.1.down_proj", 1, 12, (PortPart(DOWN, 8),)),
+            Port("lora.0.qkv_proj", 0, 8, (PortPart(Q, 8), PortPart(K, 4), PortPart(V, 4)), "/qkv"),
+            Port("lora.0.o_proj", 0, 8, (PortPart(OUT, 8),), "/o"),
+            Port("lora.1.down_proj", 1, 12, (PortPart(DOWN, 8),), "/down"),
         ),
     )
 
