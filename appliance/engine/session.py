@@ -24,6 +24,7 @@ from appliance.errors import Unavailable
 from appliance.model.bundle import Bundle
 
 SPIN_MICROSECONDS = 50
+ort.set_default_logger_severity(3)  # it warns of an option that is set twice, and sets it twice itself
 BINDINGS = 64  # row ranges whose cache bindings are kept; making one costs milliseconds
 
 
