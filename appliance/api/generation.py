@@ -71,6 +71,8 @@ async def begin(
         client=device.id if device else request.ip,
     )
     weights = await find_weights(request, body.model)
+    if count > 1:
+        weights = weights or engine.weights  # a switch between two choices must not tell them apart
     generations: list[Generation] = []
     try:
         for index in range(count):

@@ -137,6 +137,11 @@ class Engine:
         return self._session.adapter
 
     @property
+    def weights(self) -> Session:
+        """What new requests are answered by."""
+        return self._session
+
+    @property
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._running and self._thread is not None and self._thread.is_alive()
