@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NUCLEUS = 1024  # likeliest tokens sorted first when looking for the nucleus; nearly always enough
+_FLOORS = (1e-3, 1e-6, 0.0)  # weights looked at first, relative to the likeliest; nearly always enough
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -90,37 +91,57 @@ class Sampler:
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         params = self._params
+        # Relative to the likeliest, which weighs 1. Subtract before dividing: a tiny temperature must not
+        # overflow, and what is as good as impossible may be 0.
+        with np.errstate(over="ignore"):
+            weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
         ids: NDArray[np.int64] | None = None
-        if 0 < params.top_k < len(logits):
-            ids = np.argpartition(logits, -params.top_k)[-params.top_k :]
-            logits = logits[ids]
-        # Subtract before dividing: a tiny temperature must not overflow.
-        weights = np.exp((logits - logits.max()).astype(np.float64) / params.temperature)
-        if params.min_p > 0:  # the likeliest weighs 1 here
-            kept = np.flatnonzero(weights >= params.min_p)
+        if 0 < params.top_k < len(weights):
+            ids = _likeliest(weights, params.top_k)
+        if params.min_p > 0:
+            kept = np.flatnonzero((weights if ids is None else weights[ids]) >= params.min_p)
             ids = kept if ids is None else ids[kept]
-            weights = weights[kept]
-        weights /= weights.sum()
         if params.top_p < 1:
-            kept = _nucleus(weights, params.top_p)
-            ids = kept if ids is None else ids[kept]
-            weights = weights[kept] / weights[kept].sum()
-        # Searching the running sum draws from the distribution with one uniform number.
-        cumulative = weights.cumsum()
-        place = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-        # The product may round up to the whole sum, and tokens after the last likely one weigh nothing.
-        place = min(place, int(np.searchsorted(cumulative, cumulative[-1])))
+            ids = _nucleus(weights, params.top_p, ids)
+        place = _pick(weights if ids is None else weights[ids], self._random.random())
         return place if ids is None else int(ids[place])
 
 
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Indices of the smallest set of likeliest tokens whose mass reaches `top_p`."""
-    if len(weights) > NUCLEUS:
-        top = np.argpartition(weights, -NUCLEUS)[-NUCLEUS:]
-        if weights[top].sum() < top_p:
-            top = np.arange(len(weights))
+def _likeliest(weights: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest weights, in no order."""
+    for floor in _FLOORS:
+        near = np.flatnonzero(weights >= floor)
+        if len(near) >= count:
+            break
+    return near[np.argpartition(weights[near], -count)[-count:]]
+
+
+def _nucleus(weights: NDArray[np.float32], top_p: float, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Of `ids`, or of all, the smallest set of likeliest tokens whose mass reaches `top_p`."""
+    if ids is not None:
+        near, mass = ids, float(weights[ids].sum(dtype=np.float64))
     else:
-        top = np.arange(len(weights))
-    top = top[np.argsort(-weights[top], kind="stable")]
-    mass = weights[top].cumsum()
-    return top[: int(np.searchsorted(mass, top_p)) + 1]
+        # Sorting is what takes time, and the nucleus is nearly always among the few that weigh something.
+        mass = float(weights.sum(dtype=np.float64))
+        for floor in _FLOORS:
+            near = np.flatnonzero(weights >= floor)
+            if weights[near].sum(dtype=np.float64) >= top_p * mass:
+                break
+    near = near[np.argsort(-weights[near], kind="stable")]
+    running = weights[near].cumsum(dtype=np.float64)
+    return near[: int(np.searchsorted(running, top_p * mass)) + 1]
+
+
+def _pick(weights: NDArray[np.float32], uniform: float) -> int:
+    """Draw from a distribution with one number from [0, 1); never a token that weighs nothing.
+
+    The running sum is searched in two steps, for adding up a whole vocabulary one by one takes long.
+    """
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
+    wanted = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, wanted, side="right")), len(blocks) - 1)
+    inner = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
+    wanted -= blocks[block - 1] if block else 0.0
+    place = int(np.searchsorted(inner, wanted, side="right"))
+    # Sums round: past the last token that weighs something there is none.
+    return block * _BLOCK + min(place, int(np.searchsorted(inner, inner[-1])))
