@@ -1,14 +1,23 @@
-"""How fast the box serves: prefill and decode over HTTP, 1 and 4 clients, with and without an adapter.
+"""How fast the box serves, against its peers, on the same weights, threads and machine.
 
-    python benchmarks/serve.py [--rounds N] [--bundle DIR] [--json FILE]
+    make peers                                   # once: llama.cpp, onnxruntime-genai, transformers
+    .venv/bin/python benchmarks/serve.py [--rounds 5] [--threads 2] [--json FILE]
+    .venv/bin/python benchmarks/serve.py --peers shammah llama.cpp --only decode prefill
 
-Starts a daemon of its own in a temporary home (nothing of yours is touched) and streams from it:
+All contestants run as servers on loopback and are measured by the same client, in turn: row by row
+A B C, then B C A, so that what else happens on the machine falls on all of them. They are started
+afresh in every round; the first round is thrown away, and medians of the others are reported, with
+the ratio to llama.cpp. Nothing of yours is touched: our daemon lives in a temporary home.
 
-* prefill: prompt tokens a second, from sending a long prompt to the first token of every client;
-* decode: tokens a second of all clients together, while all of them are being answered.
+Rows (`--only`): `decode` and `prefill` of one client; `first`, the time to the first token after a
+system prompt that is new or seen before; `mixed1` to `mixed16`, clients with prompts and answers of
+mixed lengths; `stall`, what a long prompt does to seven running answers; `adapter`, ours with a
+LoRA adapter of rank 16 on every linear layer and without. Every round adds the start (process to first
+token, files in the page cache), the peak memory (sum over the processes, KV cache included) and the
+share of a core that a contestant takes while it has nothing to do.
 
-The cases are interleaved, so that other load on the machine falls on all of them, and medians are
-reported. The adapter has rank 16 on every linear layer, with random values too small to matter.
+onnxruntime-genai and transformers have no server: a wrapper answers one request at a time, so rows of
+several clients leave them out. They keep no prefix between requests.
 """
 
 from __future__ import annotations
@@ -18,268 +27,236 @@ import asyncio
 import json
 import os
 import platform
-import random
-import secrets
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import onnxruntime
-import psutil
+from contestants import LLAMA, OURS, Contestant, Running, contestants, running
+from hardware import measure_part, processor
+from load import LoadError, Prompts
+from peers import CACHE, LLAMA_SOURCE, peers
+from rows import ROWS, Row
 
-from appliance.adapters.file import AdapterMeta, read_adapter, tensor_key, write_adapter
 from appliance.home import Home
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.importer import import_model
 from appliance.model.source import DEFAULT
-from appliance.store import Store
-from appliance.store.adapters import AdapterRow
+from appliance.model.tokenizer import Tokenizer
 
-RANK = 16
-CLIENTS = (1, 4)
-ADAPTER = "adapter_benchmark"
-START_SECONDS = 120
-# A plain continuation like this one does not end early, so every client decodes for the whole measurement.
-STORY = "Once upon a time in a village by the sea there lived an old clockmaker. Every day he"
-WORDS = (
-    "the house has a garden with old trees and in spring people come from the town to look at them while "
-    "children play near water under light wind"
-)
+COLD, MEMORY, IDLE = "start to first token, s", "peak memory, MB", "idle, % of a core"
+SHARE = "decode, % of the bandwidth limit"
+DECODE = "decode, 1 client, tok/s"
+SPINS = 5.0  # an idle server above this share of a core (in percent) disturbs the others
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement of one case."""
+    """One number of one contestant in one round."""
 
-    adapter: bool
-    clients: int
-    prefill: float
-    decode: float
-    first_token_ms: float
-
-
-@dataclass
-class Stream:
-    """What one client saw."""
-
-    sent: float
-    arrivals: list[float]
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    round: int
+    contestant: str
+    label: str
+    value: float
 
 
-def random_adapter(path: Path, bundle: Bundle) -> AdapterRow:
-    """A rank-16 adapter on every linear layer, and its row for the store, accepted."""
-    generator = np.random.default_rng(0)
-    tensors = {}
-    for port in bundle.manifest.ports:
-        for part in port.parts:
-            for side, shape in (("A", (RANK, port.inputs)), ("B", (part.out, RANK))):
-                tensors[tensor_key(part.module, side)] = generator.normal(0, 1e-4, shape).astype(np.float32)
-    base = bundle.manifest.base_hash
-    write_adapter(path, tensors, AdapterMeta(base_hash=base, rank=RANK, alpha=2.0 * RANK))
-    read = read_adapter(path, bundle.manifest)
-    return AdapterRow(
-        read.name, time.time(), read.sha256, read.size, base, RANK, None, None, "accepted", {"passed": True}
-    )
+def plan(rows: Sequence[Row], names: Sequence[str], turn: int) -> Iterator[tuple[Row, str]]:
+    """The order of one round: row by row, and with every row and round another contestant begins."""
+    for number, row in enumerate(rows):
+        first = (turn + number) % len(names)
+        for name in [*names[first:], *names[:first]]:
+            yield row, name
 
 
-@contextmanager
-def running_daemon(bundle: Bundle) -> Iterator[tuple[str, str, int]]:
-    """A daemon in a temporary home: its address, its token, its process id."""
-    with tempfile.TemporaryDirectory(prefix="shammah-benchmark-") as root, socket.socket() as probe:
-        home = Home(Path(root)).ensure()
-        (home.models / bundle.name).symlink_to(bundle.path.absolute())
-        home.config.write_text(f'[model]\nname = "{bundle.name}"\n[lora]\nenabled = false\n')
-        store = Store.open(home)
-        store.adapters.upsert(random_adapter(home.adapters / f"{ADAPTER}.safetensors", bundle))
-        store.close()
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        with (home.root / "daemon.out").open("wb") as out:
-            daemon = subprocess.Popen(
-                [sys.executable, "-m", "appliance.cli", "daemon", "--bind", f"127.0.0.1:{port}"],
-                env={**os.environ, "SHAMMAH_HOME": root},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_ready(daemon, url, home)
-            yield url, json.loads(home.daemon.read_text())["token"], daemon.pid
-        finally:
-            daemon.terminate()
-            daemon.wait(30)
+def applies(row: Row, contestant: Contestant) -> bool:
+    """Whether a row makes sense for a contestant."""
+    return (contestant.parallel or not row.parallel) and (contestant.name == OURS or not row.ours)
 
 
-def wait_ready(daemon: subprocess.Popen[bytes], url: str, home: Home) -> None:
-    """Until the daemon would answer."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and daemon.poll() is None:
-        try:
-            if httpx.get(f"{url}/ready", timeout=2).status_code == 200 and home.daemon.exists():
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    sys.exit(f"The daemon did not come up:\n{(home.root / 'daemon.out').read_text(errors='replace')[-3000:]}")
-
-
-async def ask(client: httpx.AsyncClient, prompt: str, max_tokens: int) -> Stream:
-    """Stream one answer and note when its pieces arrive."""
-    body = {
-        "model": "shammah",
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "seed": 7,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    seen = Stream(time.perf_counter(), [])
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            sys.exit(f"{response.status_code}: {(await response.aread()).decode()}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            if '"choices":[]' not in line:
-                seen.arrivals.append(time.perf_counter())
-                continue
-            usage = json.loads(line[6:])["usage"]
-            seen.prompt_tokens, seen.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-    return seen
-
-
-def long_prompt(tokens: int) -> str:
-    """A prompt of about that many tokens that no cache has seen."""
-    generator = random.Random(secrets.token_bytes(8))
-    return " ".join(generator.choices(WORDS.split(), k=tokens))
-
-
-async def measure(client: httpx.AsyncClient, adapter: bool, clients: int, prompt: int, answer: int) -> Sample:
-    """One case: prefill, then decode."""
-    filled = await asyncio.gather(*(ask(client, long_prompt(prompt), 1) for _ in range(clients)))
-    began, ended = min(s.sent for s in filled), max(s.arrivals[0] for s in filled)
-    prefill = sum(s.prompt_tokens for s in filled) / (ended - began)
-    streams = await asyncio.gather(*(ask(client, f"{STORY} ({n})", answer) for n in range(clients)))
-    # While all of them decode: from the last one's first piece to the first one's last.
-    begin, end = max(s.arrivals[0] for s in streams), min(s.arrivals[-1] for s in streams)
-    tokens = 0.0
-    for stream in streams:
-        inside = sum(begin < arrival <= end for arrival in stream.arrivals)
-        tokens += stream.completion_tokens * inside / len(stream.arrivals)
-    first = statistics.median(s.arrivals[0] - s.sent for s in filled)
-    return Sample(adapter, clients, prefill, tokens / (end - begin), first * 1000)
-
-
-async def switch(client: httpx.AsyncClient, token: str, adapter: bool) -> None:
-    """Put the adapter, or base, in service; one answer afterwards, so that nothing is cold."""
-    response = await client.post(
-        "/v1/adapters/promote",
-        json={"name": ADAPTER if adapter else "base"},
-        headers={"Authorization": f"Bearer {token}"},
-    )
-    if response.is_error:
-        sys.exit(f"The switch failed: {response.text}")
-    await ask(client, STORY, 4)
-
-
-async def measure_all(url: str, token: str, rounds: int, prompt: int, answer: int) -> list[Sample]:
-    """All cases, `rounds` times; a first round is thrown away."""
+async def one_round(
+    turn: int, playing: Sequence[Contestant], rows: Sequence[Row], prompts: Prompts
+) -> list[Sample]:
+    """Start everyone, measure every row, read the memory, end everyone."""
     samples: list[Sample] = []
-    async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
-        for turn in range(rounds + 1):
-            for adapter in (False, True) if turn % 2 else (True, False):
-                await switch(client, token, adapter)
-                for clients in CLIENTS if turn % 2 else CLIENTS[::-1]:
-                    sample = await measure(client, adapter, clients, prompt, answer)
-                    if turn:
-                        samples.append(sample)
-            print(f"round {turn}/{rounds}", file=sys.stderr, flush=True)
+    async with AsyncExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shammah-benchmark-")))
+        servers: dict[str, Running] = {}
+        first = turn % len(playing)
+        for contestant in [*playing[first:], *playing[:first]]:
+            server = await stack.enter_async_context(running(contestant, root / contestant.name))
+            servers[contestant.name] = server
+            samples.append(Sample(turn, contestant.name, COLD, server.cold))
+        idle = dict.fromkeys(servers, 0.0)
+        waited = dict.fromkeys(servers, 0.0)
+        for row, name in plan(rows, list(servers), turn):
+            server = servers[name]
+            if not applies(row, server.contestant):
+                continue
+            began = time.perf_counter()
+            before = {other: servers[other].cpu_seconds() for other in servers if other != name}
+            numbers = await row.measure(server, prompts)
+            samples += [Sample(turn, name, label, value) for label, value in numbers.items()]
+            for other, seconds in before.items():
+                idle[other] += servers[other].cpu_seconds() - seconds
+                waited[other] += time.perf_counter() - began
+            print(f"round {turn}: {row.name} {name}", file=sys.stderr, flush=True)
+        for name, server in servers.items():
+            samples.append(Sample(turn, name, MEMORY, server.peak_bytes() / 1e6))
+            if waited[name]:
+                samples.append(Sample(turn, name, IDLE, 100 * idle[name] / waited[name]))
     return samples
 
 
-def summarise(samples: list[Sample]) -> list[dict[str, Any]]:
-    """Medians by case, and decode and prefill relative to base with as many clients."""
-    rows: list[dict[str, Any]] = []
-    for clients in CLIENTS:
-        for adapter in (False, True):
-            mine = [s for s in samples if (s.adapter, s.clients) == (adapter, clients)]
-            medians = {
-                name: round(statistics.median(getattr(s, name) for s in mine), 1)
-                for name in ("prefill", "decode", "first_token_ms")
-            }
-            rows.append({"clients": clients, "adapter": adapter, **medians})
-            base = rows[-2] if adapter else rows[-1]
-            rows[-1] |= {
-                f"{name}_ratio": round(medians[name] / base[name], 3) for name in ("prefill", "decode")
-            }
-    return rows
+def summarise(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Medians: label -> contestant -> number, in the order they were first measured."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for sample in samples:
+        values.setdefault(sample.label, {}).setdefault(sample.contestant, []).append(sample.value)
+    return {
+        label: {name: statistics.median(numbers) for name, numbers in by_name.items()}
+        for label, by_name in values.items()
+    }
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """For people."""
-    print(f"{'':28}{'prefill tok/s':>15}{'decode tok/s':>15}{'first token ms':>16}{'vs base':>18}")
-    for row in rows:
-        name = (
-            f"{row['clients']} client{'s' * (row['clients'] > 1)}, {'adapter' if row['adapter'] else 'base'}"
-        )
-        ratio = f"{row['prefill_ratio']:.2f} / {row['decode_ratio']:.2f}" if row["adapter"] else ""
-        print(f"{name:28}{row['prefill']:>15}{row['decode']:>15}{row['first_token_ms']:>16}{ratio:>18}")
+def bandwidth_share(
+    medians: dict[str, dict[str, float]], playing: Sequence[Contestant], bandwidth: float
+) -> dict[str, float]:
+    """Decoding as a share of what reading the weights once a token would allow, in percent."""
+    found = medians.get(DECODE, {})
+    return {
+        contestant.name: 100 * found[contestant.name] * contestant.weights / bandwidth
+        for contestant in playing
+        if contestant.name in found
+    }
 
 
-def main() -> None:
+def table(medians: dict[str, dict[str, float]], names: Sequence[str]) -> str:
+    """For people: a line a label, a column a contestant, with the ratio to llama.cpp."""
+    width = max(map(len, medians)) + 2
+    lines = [" " * width + "".join(f"{name:>20}" for name in names)]
+    for label, by_name in medians.items():
+        cells = [_cell(by_name, name) for name in names]
+        lines.append(f"{label:{width}}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(by_name: dict[str, float], name: str) -> str:
+    if name not in by_name:
+        return "-"
+    number = by_name[name]
+    text = f"{number:.0f}" if number >= 1000 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+    if name == LLAMA or not by_name.get(LLAMA):
+        return text
+    return f"{text} ({number / by_name[LLAMA]:.2f}x)"
+
+
+async def measure(
+    playing: Sequence[Contestant], rows: Sequence[Row], rounds: int, prompts: Prompts
+) -> list[Sample]:
+    """All rounds; the first warms up and is thrown away."""
+    samples: list[Sample] = []
+    for turn in range(rounds + 1):
+        measured = await one_round(turn, playing, rows, prompts)
+        if turn:
+            samples += measured
+        print(f"round {turn} of {rounds} done", file=sys.stderr, flush=True)
+    return samples
+
+
+def choose(bundle: Bundle, cache: Path, wanted: Sequence[str] | None, threads: int) -> list[Contestant]:
+    """The contestants asked for, or all that are set up."""
+    known = contestants(bundle, peers(cache), threads)
+    missing = [name for name, make in known.items() if make is None and (not wanted or name in wanted)]
+    if missing:
+        print(f"Not set up (`make peers`): {', '.join(missing)}", file=sys.stderr)
+        if wanted:
+            sys.exit(1)
+    return [make() for name, make in known.items() if make is not None and (not wanted or name in wanted)]
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, help="bundle directory (default: the default model)")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where the default one is kept")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where the default one and the peers are")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="contestants (default: all set up)")
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), help="rows")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompt", type=int, default=256, help="words of the long prompt")
-    parser.add_argument("--answer", type=int, default=96, help="tokens to decode")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the numbers here too")
-    options = parser.parse_args()
-    if options.bundle:
-        bundle = load_bundle(options.bundle)
-    else:
-        options.cache.mkdir(parents=True, exist_ok=True)
-        bundle = import_model(DEFAULT, Home(options.cache.absolute()))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon and its home go too
-    load_before = os.getloadavg()[0]
-    with running_daemon(bundle) as (url, token, pid):
-        samples = asyncio.run(measure_all(url, token, options.rounds, options.prompt, options.answer))
-        memory = psutil.Process(pid).memory_info().rss
-    rows = summarise(samples)
-    print_table(rows)
-    load = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after"
-    print(f"medians of {options.rounds}; resident {memory / 1e6:.0f} MB; load {load}")
+    return parser.parse_args()
+
+
+def _stop(*_: object) -> None:
+    """End by an exception, so that servers and their homes go too; nothing interrupts that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
+def main() -> None:
+    options = arguments()
+    signal.signal(signal.SIGTERM, _stop)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    bundle = (
+        load_bundle(options.bundle)
+        if options.bundle
+        else import_model(DEFAULT, Home(options.cache.absolute()))
+    )
+    tokenizer = Tokenizer(bundle)
+    playing = choose(bundle, options.cache, options.peers, options.threads)
+    rows = [ROWS[name] for name in options.only]
+    load = os.getloadavg()[0]
+    bandwidth = measure_part("memory", options.threads)["read bandwidth, GB/s"] * 1e9
+    prompts = Prompts(lambda text: len(tokenizer.encode_prompt(text)))
+    try:
+        samples = asyncio.run(measure(playing, rows, options.rounds, prompts))
+    except LoadError as error:
+        sys.exit(str(error))
+    medians = summarise(samples)
+    if share := bandwidth_share(medians, playing, bandwidth):
+        medians[SHARE] = share
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "read_bandwidth": bandwidth,
+        "load_before": load,
+        "load_after": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "llama.cpp": f"from {LLAMA_SOURCE}",
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+    }
+    print(table(medians, [contestant.name for contestant in playing]))
+    for contestant in playing:
+        print(f"{contestant.name}: {contestant.about}; {contestant.weights / 1e6:.0f} MB of weights a token")
+    print(
+        f"medians of {options.rounds} rounds, {options.threads} threads, (ratio to {LLAMA}); "
+        f"{machine['processor']}, {machine['cores']} cores, reads {bandwidth / 1e9:.1f} GB/s; "
+        f"load {load:.1f} before, {machine['load_after']:.1f} after; {machine['date']}"
+    )
+    for name, idle in medians.get(IDLE, {}).items():
+        if idle > SPINS:
+            print(f"{name} took {idle:.0f}% of a core while idle: it disturbed the others.")
     if options.json:
-        report = {
-            "model": bundle.name,
+        report: dict[str, Any] = {
+            "machine": machine,
             "base_hash": bundle.manifest.base_hash,
-            "onnxruntime": onnxruntime.__version__,
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
             "rounds": options.rounds,
-            "resident_bytes": memory,
-            "cases": rows,
+            "contestants": {c.name: {"about": c.about, "weight_bytes": c.weights} for c in playing},
+            "medians": medians,
             "samples": [asdict(sample) for sample in samples],
         }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
