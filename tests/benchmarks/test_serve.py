@@ -12,8 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from load import STORY, Answer, LoadError, Prompts, percentile
+from report import LLAMA, summarise, table
+from rounds import Sample, plan
 from rows import ROWS
-from serve import LLAMA, Sample, plan, summarise, table
 
 from appliance.model.tokenizer import Tokenizer
 
