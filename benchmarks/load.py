@@ -123,19 +123,25 @@ class Endpoint:
             f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
         )
         answer = into if into is not None else Answer()
-        async with asyncio.timeout(ANSWER_SECONDS):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=LINE_BYTES)
-            try:
-                answer.sent = time.perf_counter()
-                writer.write(head.encode() + payload)
-                await writer.drain()
-                await _read(reader, answer)
-            finally:
-                # Closing in the middle of an answer is how a client stops one.
-                writer.close()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._exchange(head.encode() + payload, answer)
+        except TimeoutError as error:
+            raise LoadError(f"No end of the answer in {ANSWER_SECONDS:.0f} s.") from error
         if not answer.arrivals and not answer.completion_tokens:
             raise LoadError("The answer ended before it began.")
         return answer
+
+    async def _exchange(self, request: bytes, answer: Answer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=LINE_BYTES)
+        try:
+            answer.sent = time.perf_counter()
+            writer.write(request)
+            await writer.drain()
+            await _read(reader, answer)
+        finally:
+            # Closing in the middle of an answer is how a client stops one.
+            writer.close()
 
 
 async def _read(reader: asyncio.StreamReader, answer: Answer) -> None:

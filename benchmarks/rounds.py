@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 from contestants import OURS, Contestant, Running, running
-from load import Prompts
+from load import LoadError, Prompts
 from rows import Numbers, Row
 
 COLD, MEMORY, IDLE = "start to first token, s", "peak memory, MB", "idle, % of a core"
@@ -101,7 +101,11 @@ async def one_round(
             if not applies(row, servers[name].contestant):
                 continue
             before = Usage.now(servers)
-            numbers, others = await _patiently(row, servers, name, patience, prompts)
+            try:
+                numbers, others = await _patiently(row, servers, name, patience, prompts)
+            except (LoadError, OSError) as error:  # the other rows are still worth having
+                print(f"round {turn}: {row.name} {name} FAILED: {error}", file=sys.stderr, flush=True)
+                continue
             after = Usage.now(servers)
             samples += [Sample(turn, name, label, value, others) for label, value in numbers.items()]
             for other in servers.keys() - {name}:

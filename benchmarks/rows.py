@@ -92,7 +92,7 @@ def mixed(clients: int) -> Measure:
                 answers.append(await server.endpoint.complete(prompt, tokens))
 
         began = time.perf_counter()
-        await asyncio.gather(*(client() for _ in range(clients)))
+        await _together([asyncio.create_task(client()) for _ in range(clients)])
         seconds = time.perf_counter() - began
         gaps = [gap for answer in answers for gap in answer.gaps()]
         name = f"{clients} client{'s' if clients > 1 else ''}"
@@ -128,9 +128,7 @@ async def stall(server: Running, prompts: Prompts) -> Numbers:
         await asyncio.sleep(1.0)  # the gaps that the long prompt tore open end now
         _raise_ended(clients)
     finally:
-        for task in clients:
-            task.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        await _cancel(clients)
     await server.settle()
     label = f"{DECODING} clients decode, gap p99"
     without = [gap for answer in answers for gap in answer.gaps(quiet, busy)]
@@ -140,6 +138,20 @@ async def stall(server: Running, prompts: Prompts) -> Numbers:
         f"{label}, 2048-token prompt comes, ms": percentile(during, 0.99) * 1000,
         "first token of that prompt, ms": long.first * 1000,
     }
+
+
+async def _together(tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for all; when one fails the others stop too, or they would disturb what comes next."""
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _raise_ended(tasks: list[asyncio.Task[None]]) -> None:
