@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 from contestants import OURS, Contestant, Running, running
+from hardware import machine_seconds
 from load import LoadError, Prompts
 from rows import Numbers, Row
 
@@ -46,11 +47,9 @@ class Usage:
     @classmethod
     def now(cls, servers: Mapping[str, Running]) -> Usage:
         each = {name: server.cpu_seconds() for name, server in servers.items()}
-        own, total = psutil.Process().cpu_times(), psutil.cpu_times()
-        # What the hypervisor gave to others is lost to us like what other programs take.
-        busy = total.user + total.nice + total.system + total.irq + total.softirq + total.steal
+        own = psutil.Process().cpu_times()
         mine = own.user + own.system + sum(each.values())
-        return cls(time.perf_counter(), each, mine, busy)
+        return cls(time.perf_counter(), each, mine, machine_seconds())
 
     def others(self, before: Usage) -> float:
         """Cores that everything else took since `before`."""
