@@ -10,7 +10,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test lint format install browser lock docs clean help
+.PHONY: run test lint format install browser lock docs peers clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    ruff and mypy                     (make format mends what can be mended)"
 	@echo "make docs    write docs/config.md from the code"
 	@echo "make lock    write requirements/*.txt from pyproject.toml"
+	@echo "make peers   set up what benchmarks/serve.py compares with, in .cache/bench"
 	@echo "make clean   remove .venv and caches, never your data"
 
 run: .venv/.train
@@ -44,6 +45,9 @@ docs: .venv/.dev
 
 lock: .venv/.python
 	$(BIN)/python requirements/lock.py
+
+peers: .venv/.train
+	$(BIN)/python benchmarks/peers.py setup
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
