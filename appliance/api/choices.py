@@ -20,9 +20,11 @@ class Choices:
         self._generations = generations
         self._open = len(generations)
         self._deltas: asyncio.Queue[tuple[int, Delta] | Exception] = asyncio.Queue()
+        # One alone needs nobody to bring it together with others.
         self._listeners = [
             asyncio.create_task(self._listen(index, generation))
             for index, generation in enumerate(generations)
+            if len(generations) > 1
         ]
 
     def __aiter__(self) -> Choices:
@@ -31,6 +33,8 @@ class Choices:
     async def __anext__(self) -> tuple[int, Delta]:
         if not self._open:
             raise StopAsyncIteration
+        if not self._listeners:
+            return 0, await anext(self._generations[0])
         item = await self._deltas.get()
         if isinstance(item, Exception):
             self._open = 0

@@ -214,11 +214,14 @@ async def _with_pings(choices: Choices) -> AsyncIterator[tuple[int, Delta] | Non
     """The deltas with their choices' indices, and None after each `PING_SECONDS` without one."""
     while True:
         try:
-            yield await asyncio.wait_for(anext(choices), PING_SECONDS)
+            async with asyncio.timeout(PING_SECONDS):  # `wait_for` would make a task for every token
+                item = await anext(choices)
         except TimeoutError:
             yield None
         except StopAsyncIteration:
             return
+        else:
+            yield item
 
 
 def _event(data: dict[str, Any]) -> str:
