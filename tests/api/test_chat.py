@@ -78,7 +78,7 @@ def test_system_message_and_text_parts(daemon: Daemon) -> None:
     )
     plain = client.chat.completions.create(model="shammah", messages=ASK, temperature=0, max_tokens=10)
     assert joined.choices[0].message.content == plain.choices[0].message.content
-    assert joined.usage == plain.usage
+    assert joined.usage.total_tokens == plain.usage.total_tokens
     longer = client.chat.completions.create(
         model="shammah",
         messages=[{"role": "developer", "content": "You are terse."}, *ASK],

@@ -54,7 +54,7 @@ def test_default_model(bundle: Bundle) -> None:
     manifest = bundle.manifest
     assert (manifest.name, manifest.source) == ("smollm2-135m-instruct", "default")
     assert (manifest.context_length, manifest.vocab_size, manifest.eos_ids) == (8192, 49152, (2,))
-    assert len(manifest.ports) == 150
+    assert len(manifest.ports) == 120
     assert "Apache License" in (bundle.path / "LICENSE").read_text()
     assert "HuggingFaceTB" in (bundle.path / "NOTICE").read_text()
     config = json.loads((bundle.path / "config.json").read_text())
