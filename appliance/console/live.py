@@ -64,8 +64,7 @@ async def changes(bus: EventBus, seen: str) -> AsyncGenerator[str, None]:
     remove = bus.listen(hear)
     try:
         if seen != str(bus.count):
-            for name in ("box-queue", "box-runs", "box-adapters"):
-                yield name
+            yield "box-all"  # one request a part: several at once for the same part get in each other's way
         while True:
             try:
                 yield await asyncio.wait_for(arrived.get(), TICK_SECONDS)

@@ -161,7 +161,7 @@ async def test_stopping_the_box_gives_back_at_once_and_counts_no_attempt(
     async with running(home, bundle, QUICK, trainer(tmp_path, "time.sleep(60)")) as box:
         given = fill(box.store)
         await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
-        pid = box.store.runs.list(1)[0].pid
+        pid = await box.until(lambda: box.store.runs.list(1)[0].pid, 60)
         started = time.monotonic()
     assert time.monotonic() - started < 20
     assert pid is not None
@@ -234,7 +234,7 @@ async def test_a_switch_by_a_person_during_the_run_wins(home: Home, bundle: Bund
     slow = trainer(tmp_path, f"{rest}shutil.copy({str(made)!r}, args['--out'])\n")
     async with running(home, bundle, OFF, slow) as box:
         make_adapter(home.adapters / "mine.safetensors", bundle, scale=1e-4)
-        await box.until(lambda: box.engine.adapter == "mine")
+        await box.until(lambda: box.registry.current() == box.engine.adapter == "mine")
         given = fill(box.store)
         run = box.learning.request("person")
         assert run.parent == "mine"
