@@ -35,8 +35,10 @@ async def events(request: Request) -> None:
     response = await request.respond(content_type="text/event-stream; charset=utf-8")
     await response.send(": connected\n\n")
     async with aclosing(changes(request.app.ctx.events, request.args.get("seen", ""))) as stream:
+        number = 0
         async for name in stream:
-            await response.send(f"event: {name}\ndata: \n\n")
+            number += 1
+            await response.send(f"event: {name}\nid: {number}\ndata: \n\n")
 
 
 async def changes(bus: EventBus, seen: str) -> AsyncGenerator[str, None]:
