@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 
 import pytest
 from browsing import DESKTOP, FIRST, NASTY, PHONE, SCREENSHOTS, SECOND, opened, violations
 from daemons import Daemon
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from appliance.store.owner import set_password
 
@@ -157,6 +158,24 @@ def test_updates_leave_alone_what_is_typed_and_opened(box: Daemon, open_page: Op
     page.wait_for_timeout(500)
     expect(field).to_have_value("Half a sentence")
     assert fold.evaluate("element => element.open")
+
+
+def test_what_happened_while_the_page_was_loading_is_shown(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url)
+
+    def happen(route: Route) -> None:
+        answer = route.fetch()
+        with opened(box.home) as store:
+            before = store.examples.count("pending")
+            box.ask("Name a plant.")
+            while store.examples.count("pending") == before:
+                time.sleep(0.05)
+        route.fulfill(response=answer)  # the page as it was before
+
+    page.route(box.url + "/", happen)
+    page.reload()
+    with opened(box.home) as store:
+        expect(page.locator("#overview .big .num")).to_have_text(str(store.examples.count("pending")))
 
 
 def test_promote_and_roll_back(box: Daemon, open_page: OpenPage) -> None:
