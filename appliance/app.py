@@ -16,6 +16,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -212,6 +213,9 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
         Unavailable: the address cannot be listened on.
         BundleError: the model is missing or broken.
     """
+    # The engine's thread comes back from computing and wants the interpreter: it waits for the event loop
+    # this long at most, ten times less than by default.
+    sys.setswitchinterval(0.0005)
     host, port = split_bind(bind or config.server.bind)
     home.ensure()
     configure_logging(home, config.server.log_level)

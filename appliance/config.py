@@ -55,7 +55,7 @@ class ModelConfig(Section):
         128, ge=16, le=4096, description="Prompt tokens computed at a time while nobody is being answered."
     )
     prefill_beside: int = Field(
-        16, ge=1, le=4096, description="Prompt tokens computed beside each step of the running answers."
+        10, ge=1, le=4096, description="Prompt tokens computed beside each step of the running answers."
     )
     prefix_cache_mb: int = Field(
         128, ge=0, description="Memory for beginnings of prompts that were computed before, in MB."
