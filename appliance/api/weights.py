@@ -56,13 +56,13 @@ async def find_weights(request: Request, model: str) -> Session | None:
     if model == BASE:
         base: Session = await ctx.engine.prepare(None)
         return base
-    name = model.removeprefix(_PARTICULAR)
-    row = None if name == model else await asyncio.to_thread(ctx.store.adapters.get, name)
+    name = model.removeprefix(_PARTICULAR) if model.startswith(_PARTICULAR) else ""  # that is nobody's name
+    row = await asyncio.to_thread(ctx.store.adapters.get, name)
     if row is not None and (ready := ctx.engine.at_hand(row.sha256)) is not None:
         found: Session = ready
         return found
     try:
-        adapter = await asyncio.to_thread(ctx.registry.load, name if name != model else "")
+        adapter = await asyncio.to_thread(ctx.registry.load, name)
     except NotFound as error:
         names = " or ".join(repr(known) for known in (await served_names(request))[:4])
         raise NotFound(

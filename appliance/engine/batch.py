@@ -71,7 +71,7 @@ class Batch:
         return None not in self._rows
 
     def clients(self) -> list[str]:
-        """Whose sequences hold a slot, once for each."""
+        """Who holds the slots, a client as often as it has one."""
         return [sequence.request.client for sequence in self._sequences()]
 
     def join(self, sequence: Sequence, session: Session) -> None:

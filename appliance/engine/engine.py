@@ -227,7 +227,11 @@ class Engine:
 
     def at_hand(self, weights: str) -> Session | None:
         """The session with these weights (an adapter's hash, or "base"), if there is one."""
-        return self._session if self._session.weights == weights else self._extra.get(weights)
+        if self._session.weights == weights:
+            return self._session
+        if weights in self._extra:
+            self._extra.move_to_end(weights)  # the one unused for longest goes first
+        return self._extra.get(weights)
 
     async def prepare(self, adapter: Adapter | None) -> Session:
         """Weights for single requests, built if they are not at hand; they may be answered side by side.
@@ -238,16 +242,13 @@ class Engine:
         Raises:
             Unavailable: they cannot be built, or give non-finite output.
         """
-        wanted = weights_of(adapter)
         async with self._swapping:
-            if self._session.weights == wanted:
-                return self._session
-            session = self._extra.pop(wanted, None)
+            session = self.at_hand(weights_of(adapter))
             if session is None:
                 session = await asyncio.to_thread(self._build, adapter, None)
-            self._extra[wanted] = session
-            while len(self._extra) > self._extra_limit:
-                self._retired.append(weakref.ref(self._extra.popitem(last=False)[1]))
+                self._extra[session.weights] = session
+                while len(self._extra) > self._extra_limit:
+                    self._retired.append(weakref.ref(self._extra.popitem(last=False)[1]))
             return session
 
     async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None:

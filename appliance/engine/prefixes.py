@@ -44,9 +44,6 @@ class PrefixCache:
         self._blocks: OrderedDict[Key, Block] = OrderedDict()
         self._last_ident = _NO_PARENT
 
-    def __len__(self) -> int:
-        return len(self._blocks)
-
     @property
     def nbytes(self) -> int:
         """Memory the blocks take."""

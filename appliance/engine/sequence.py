@@ -48,7 +48,6 @@ class Sequence:
         self.row = -1
         self.tokens = list(request.prompt)
         self.length = self.kept = self.block = self.cached = 0
-        self.generated = 0
         self.drafter = Drafter(self.tokens)
         self._limit = limit
         self._eos = frozenset(tokenizer.eos_ids)
@@ -62,6 +61,11 @@ class Sequence:
     def prefilling(self) -> bool:
         """Whether prompt tokens are still to be computed."""
         return self.length < len(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far, the end of turn not counted."""
+        return len(self.tokens) - len(self.request.prompt)
 
     @property
     def room(self) -> int:
@@ -82,7 +86,6 @@ class Sequence:
             return True
         if token in self._eos:
             return self._end("stop")
-        self.generated += 1
         self.tokens.append(token)
         if raw is not None and self.request.logprobs is not None:
             self._unsent.append(token_logprob(raw, token, self.request.logprobs))
