@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from appliance.config import LoraConfig
@@ -22,6 +24,7 @@ from appliance.store.runs import Trigger
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5
+LOOK = "look"
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,24 @@ class Scheduler:
         self._check = check
         self._nudged = threading.Event()
         self._checking = threading.Lock()
-        self._jobs = BackgroundScheduler(
-            timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None}
+        self._jobs = BackgroundScheduler(timezone=UTC)
+        # One job that recurs and is brought forward by a nudge, not a second one that fires once:
+        # APScheduler 3.11 ends with an error when it is shut down while it takes a spent job out.
+        # Two instances, so that a nudge during a check is kept until that check is over.
+        self._jobs.add_job(
+            self._run,
+            "interval",
+            seconds=CHECK_SECONDS,
+            id=LOOK,
+            coalesce=True,
+            misfire_grace_time=None,
+            max_instances=2,
+            next_run_time=datetime.now(UTC),
         )
         self._remove: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin to look."""
-        self._jobs.add_job(
-            self._run, "interval", seconds=CHECK_SECONDS, id="look", next_run_time=datetime.now(UTC)
-        )
         self._jobs.start()
         self._remove = self._store.on_change(self._changed)
 
@@ -91,7 +102,8 @@ class Scheduler:
         """Look now."""
         if not self._nudged.is_set():
             self._nudged.set()
-            self._jobs.add_job(self._run, "date", id="now", replace_existing=True)
+            with suppress(JobLookupError):  # stopped
+                self._jobs.modify_job(LOOK, next_run_time=datetime.now(UTC))
 
     def _changed(self, tables: frozenset[str]) -> None:
         if "examples" in tables:
