@@ -1,9 +1,4 @@
-"""One ONNX Runtime session: base weights plus at most one adapter, baked in when it is built.
-
-The adapter's matrices become constants of a graph of its own (see `ports.py`). Bound as graph inputs
-they would save the build, but ONNX Runtime then takes another kernel for one row than for several, and
-an answer would depend on who else is being answered. A build takes about 0.3 s.
-"""
+"""One ONNX Runtime session: base weights, or those with an adapter merged into them (see `merge.py`)."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from numpy.typing import NDArray
 
 from appliance.adapters.file import Adapter
 from appliance.engine.cache import KVCache
-from appliance.engine.ports import Matrix, open_ports
+from appliance.engine.merge import merge
 from appliance.errors import Unavailable
 from appliance.model.bundle import Bundle
 
@@ -72,15 +67,15 @@ class Session:
         # others, which would halve the speed of a busy one. See docs/performance.md.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(bundle.path)
-        )
-        model: str | bytes = os.fspath(bundle.model_path)
+        # Kept as long as the session: where the runtime has no packed form for a processor, it computes
+        # with these very arrays.
+        self._changed: dict[str, NDArray[np.generic]] = {}
         try:
             if adapter is not None:
-                place = "session.model_external_initializers_file_folder_path"
-                options.add_session_config_entry(place, os.fspath(bundle.path))
-                model = open_ports(bundle.model_path.read_bytes(), _matrices(bundle, adapter))
+                self._changed = dict(merge(bundle, adapter))
+                values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._changed.values()]
+                options.add_external_initializers(list(self._changed), values)
+            model = os.fspath(bundle.model_path)
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises bare pybind exceptions of several types
             what = f"adapter {self.adapter}" if self.adapter else "the base model"
@@ -156,15 +151,6 @@ class Session:
                 self._bindings.popitem(last=False)
         self._bindings.move_to_end(key)
         return binding
-
-
-def _matrices(bundle: Bundle, adapter: Adapter) -> dict[str, tuple[Matrix, Matrix]]:
-    """The adapter's matrices by the node they belong to."""
-    return {
-        port.node: (adapter.tensors[f"{port.name}.A"], adapter.tensors[f"{port.name}.B"])
-        for port in bundle.manifest.ports
-        if f"{port.name}.A" in adapter.tensors
-    }
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from appliance.errors import BundleError
 from appliance.home import Home
@@ -19,7 +23,8 @@ from appliance.home import Home
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
-FORMAT = 2
+FORMAT = 3
+Scalar = TypeVar("Scalar", bound=np.generic)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -32,25 +37,44 @@ class PortPart:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An initializer of the graph: its name there, and where it lies in the file of weights."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Port:
-    """Where an adapter can enter the graph: `y = W x + (x A) B` instead of `y = W x`.
+    """Where an adapter can enter the model: `y = x (W + A B)` instead of `y = x W`.
 
     An adapter's matrices are called `<name>.A` [inputs, r] and `<name>.B` [r, sum of the parts' widths]. A
     port over a fused layer has several parts.
 
     Attributes:
-        node: the graph's node that computes `W x`.
+        values: W in 8 bits, as `quantize_blocks` gives it.
+        scales: of its blocks.
     """
 
     name: str
     layer: int
     inputs: int
     parts: tuple[PortPart, ...]
-    node: str
+    values: Stored
+    scales: Stored
 
     @property
     def outputs(self) -> int:
         return sum(part.out for part in self.parts)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Port:
+        """What `asdict` made of a port."""
+        stored = {
+            key: Stored(**{**data[key], "shape": tuple(data[key]["shape"])}) for key in ("values", "scales")
+        }
+        return cls(**{**data, **stored, "parts": tuple(PortPart(**part) for part in data["parts"])})
 
 
 @dataclass(frozen=True)
@@ -111,6 +135,19 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         return self.path / MODEL
+
+    def read(self, stored: Stored, dtype: type[Scalar] | np.dtype[Scalar]) -> NDArray[Scalar]:
+        """An initializer, by value.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is cut off.
+        """
+        count = math.prod(stored.shape)
+        array = np.fromfile(self.path / WEIGHTS, dtype, count, offset=stored.offset)
+        if len(array) != count:
+            raise ValueError(f"{stored.name} is cut off")
+        return array.reshape(stored.shape)
 
 
 def compute_base_hash(files: Mapping[str, FileEntry]) -> str:
@@ -208,10 +245,7 @@ def _parse(data: Any) -> Manifest:
             **data,
             "files": files,
             "eos_ids": tuple(data["eos_ids"]),
-            "ports": tuple(
-                Port(**{**port, "parts": tuple(PortPart(**part) for part in port["parts"])})
-                for port in data["ports"]
-            ),
+            "ports": tuple(Port.from_json(port) for port in data["ports"]),
         }
     )
     if not NAME.fullmatch(manifest.name):

@@ -7,7 +7,6 @@ trained on them corrects the very rounding it will be served with.
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from appliance.errors import BundleError
-from appliance.model.bundle import WEIGHTS, Bundle, Port
+from appliance.model.bundle import WEIGHTS, Bundle, Port, Stored
 from appliance.model.quantize import dequantize_blocks
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -73,12 +72,8 @@ def _read(bundle: Bundle, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
     where = {entry.key: entry.value for entry in tensor.external_data}
     if where["location"] != WEIGHTS:
         raise ValueError(f"{tensor.name} is kept in {where['location']!r}")
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    count = math.prod(tensor.dims)
-    values = np.fromfile(bundle.path / WEIGHTS, dtype, count, offset=int(where.get("offset", 0)))
-    if len(values) != count:
-        raise ValueError(f"{tensor.name} is cut off")
-    return values.reshape(tuple(tensor.dims))
+    stored = Stored(tensor.name, int(where.get("offset", 0)), tuple(tensor.dims))
+    return bundle.read(stored, helper.tensor_dtype_to_np_dtype(tensor.data_type))
 
 
 def _split(port: Port, value: npt.NDArray[Any], kind: str) -> Weights:

@@ -1,8 +1,8 @@
 """The graph pass: from the model builder's fp32 graph to the one that is served.
 
 Import time only (needs onnx). The builder's graph is fused well but made for another runtime; the
-pass gives it the inputs our engine binds and 8-bit weights that keep the quality, and notes where LoRA
-ports can be opened: at every linear layer.
+pass gives it the inputs our engine binds and 8-bit weights that keep the quality, and notes where an
+adapter can enter: at every linear layer.
 
 The graph computes on a flat list of tokens, those of all sequences of a step one after the other.
 Only attention wants them by sequence: before it they are laid out in padded rows, after it they are
@@ -22,7 +22,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from appliance.errors import BundleError
-from appliance.model.bundle import MODEL, WEIGHTS, Port, PortPart
+from appliance.model.bundle import MODEL, WEIGHTS, Port, PortPart, Stored
 from appliance.model.quantize import BITS, BLOCK, quantize_blocks
 
 QUANTIZATION = f"int{BITS}-b{BLOCK}"
@@ -33,6 +33,7 @@ _HEAD = "/lm_head/MatMul"
 _EMBED = "/model/embed_tokens/Gather"
 _DOMAIN = "com.microsoft"
 _QUANTIZED = "_Q8"  # what a quantized node's name ends with
+_INLINE = 128  # bytes; smaller tensors, such as shapes, stay in the graph, and no weights do
 _QUERY_SEQLENS = 16  # place of that input of GroupQueryAttention
 
 
@@ -52,7 +53,6 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
     _use_rows(graph)
     _select_logits(graph)
     _join_gate_up(graph)
-    ports = _find_ports(graph, config)
     _prune(graph)
     _check_inputs(graph)
     _quantize(graph)
@@ -66,9 +66,9 @@ def transform(source: Path, out: Path, config: dict[str, Any]) -> tuple[Port, ..
         save_as_external_data=True,
         all_tensors_to_one_file=True,
         location=WEIGHTS,
-        size_threshold=1024,
+        size_threshold=_INLINE,
     )
-    return ports
+    return _find_ports(graph, config)
 
 
 def _use_rows(graph: onnx.GraphProto) -> None:
@@ -163,30 +163,38 @@ def _join_gate_up(graph: onnx.GraphProto) -> None:
 
 
 def _find_ports(graph: onnx.GraphProto, config: dict[str, Any]) -> tuple[Port, ...]:
+    """The ports of the graph as it was saved."""
     inits = {tensor.name: tensor for tensor in graph.initializer}
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     query, key = heads * head_dim, config.get("num_key_value_heads", heads) * head_dim
     ports = []
     for node in graph.node:
-        match = _LINEAR.fullmatch(node.name)
-        if node.op_type != "MatMul" or match is None:
+        match = _LINEAR.fullmatch(node.name.removesuffix(_QUANTIZED))
+        if node.op_type != "MatMulNBits" or match is None:
             continue
         layer, scope, linear = int(match[1]), _SCOPE[match[2]], match[3]
-        inputs, outputs = inits[node.input[1]].dims
+        shape = {a.name: a.i for a in node.attribute}
+        inputs, outputs = shape["K"], shape["N"]
         fused = {linear: outputs}
         if linear == "qkv_proj":
             fused = {"q_proj": query, "k_proj": key, "v_proj": key}
         elif linear == "gate_up_proj":
             fused = {"gate_proj": outputs // 2, "up_proj": outputs // 2}
         parts = tuple(PortPart(f"model.layers.{layer}.{scope}.{n}", width) for n, width in fused.items())
-        port = Port(f"lora.{layer}.{linear}", layer, inputs, parts, f"{node.name}{_QUANTIZED}")
+        stored = [_stored(inits[name]) for name in node.input[1:3]]
+        port = Port(f"lora.{layer}.{linear}", layer, inputs, parts, *stored)
         if port.outputs != outputs:
             raise BundleError(f"{node.name} is {outputs} wide, its config says {port.outputs}.")
         ports.append(port)
     if not ports or len({port.layer for port in ports}) != config["num_hidden_layers"]:
         raise BundleError("This model's linear layers were not found where its family has them.")
     return tuple(ports)
+
+
+def _stored(tensor: onnx.TensorProto) -> Stored:
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    return Stored(tensor.name, int(where["offset"]), tuple(tensor.dims))
 
 
 def _quantize(graph: onnx.GraphProto) -> None:

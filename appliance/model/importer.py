@@ -25,7 +25,6 @@ from appliance.model.bundle import (
     Bundle,
     Manifest,
     Port,
-    PortPart,
     compute_base_hash,
     hash_file,
     load_bundle,
@@ -101,10 +100,7 @@ def _build(
         files[file.name] = hash_file(file)
     facts: dict[str, Any] = json.loads((work / "facts.json").read_text(encoding="utf-8"))
     facts["eos_ids"] = tuple(facts["eos_ids"])
-    facts["ports"] = tuple(
-        Port(**{**port, "parts": tuple(PortPart(**part) for part in port["parts"])})
-        for port in facts["ports"]
-    )
+    facts["ports"] = tuple(Port.from_json(port) for port in facts["ports"])
     manifest = Manifest(
         name=target.name,
         source=wanted.id,

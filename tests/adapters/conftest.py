@@ -11,7 +11,7 @@ import pytest
 from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
 from appliance.adapters.registry import Registry
 from appliance.home import Home
-from appliance.model.bundle import FileEntry, Manifest, Port, PortPart
+from appliance.model.bundle import FileEntry, Manifest, Port, PortPart, Stored
 
 Q, K, V, OUT, DOWN = (
     "model.layers.0.self_attn.q_proj",
@@ -21,6 +21,7 @@ Q, K, V, OUT, DOWN = (
     "model.layers.1.mlp.down_proj",
 )
 WIDTHS = {Q: (8, 8), K: (8, 4), V: (8, 4), OUT: (8, 8), DOWN: (12, 8)}  # inputs, outputs
+NOWHERE = Stored("", 0, ())
 META = AdapterMeta(base_hash="b" * 64, rank=2, alpha=4.0, targets=("q_proj",), run="run_1", created=1.0)
 
 
@@ -44,9 +45,9 @@ def manifest() -> Manifest:
         base_hash=META.base_hash,
         files={"model.onnx": FileEntry("", 0)},
         ports=(
-            Port("lora.0.qkv_proj", 0, 8, (PortPart(Q, 8), PortPart(K, 4), PortPart(V, 4)), "/qkv"),
-            Port("lora.0.o_proj", 0, 8, (PortPart(OUT, 8),), "/o"),
-            Port("lora.1.down_proj", 1, 12, (PortPart(DOWN, 8),), "/down"),
+            Port("lora.0.qkv_proj", 0, 8, (PortPart(Q, 8), PortPart(K, 4), PortPart(V, 4)), NOWHERE, NOWHERE),
+            Port("lora.0.o_proj", 0, 8, (PortPart(OUT, 8),), NOWHERE, NOWHERE),
+            Port("lora.1.down_proj", 1, 12, (PortPart(DOWN, 8),), NOWHERE, NOWHERE),
         ),
     )
 
