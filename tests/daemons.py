@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
+from appliance.adapters.file import AdapterMeta, read_adapter, write_adapter
 from appliance.home import Home
 from appliance.model.bundle import Bundle
+from appliance.store import Store
+from appliance.store.adapters import AdapterRow
 
 StartDaemon = Callable[..., "Daemon"]
 START_SECONDS = 90.0
@@ -45,6 +49,37 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def accept_adapter(home: Home, bundle: Bundle, name: str, seed: int) -> None:
+    """Store an adapter as accepted by the gate: random weights, strong enough to change answers."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for port in bundle.manifest.ports:
+        for part in port.parts:
+            prefix = f"base_model.model.{part.module}"
+            for side, shape in (("A", (8, port.inputs)), ("B", (part.out, 8))):
+                weights = (random.standard_normal(shape) * 0.04).astype(np.float32)
+                tensors[f"{prefix}.lora_{side}.weight"] = weights
+    path = home.adapters / f"{name}.safetensors"
+    write_adapter(path, tensors, AdapterMeta(bundle.manifest.base_hash, 8, 8.0))
+    adapter = read_adapter(path, bundle.manifest)
+    store = Store.open(home)
+    store.adapters.upsert(
+        AdapterRow(
+            name=name,
+            created=time.time(),
+            sha256=adapter.sha256,
+            size=adapter.size,
+            base_hash=bundle.manifest.base_hash,
+            rank=8,
+            run_id=None,
+            parent=None,
+            state="accepted",
+            report=None,
+        )
+    )
+    store.close()
 
 
 @dataclass

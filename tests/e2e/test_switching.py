@@ -5,51 +5,16 @@ from __future__ import annotations
 import threading
 import time
 
-import numpy as np
 import psutil
 import pytest
-from daemons import Daemon, StartDaemon, install_bundle
+from daemons import Daemon, StartDaemon, accept_adapter, install_bundle
 
-from appliance.adapters.file import AdapterMeta, read_adapter, write_adapter
 from appliance.home import Home
 from appliance.model.bundle import Bundle
-from appliance.store import Store
-from appliance.store.adapters import AdapterRow
 
 QUESTIONS = ("Name three colours.", "Who was Mozart?", "How do I boil an egg?", "Tell me about the moon.")
 SWITCHES = 20
 NAMES = ("adapter_20260101T000000Z", "adapter_20260102T000000Z")
-
-
-def accepted_adapter(home: Home, bundle: Bundle, name: str, seed: int) -> None:
-    """A stored adapter that the gate has accepted: random weights, strong enough to change answers."""
-    random = np.random.default_rng(seed)
-    tensors = {}
-    for port in bundle.manifest.ports:
-        for part in port.parts:
-            prefix = f"base_model.model.{part.module}"
-            for side, shape in (("A", (8, port.inputs)), ("B", (part.out, 8))):
-                weights = (random.standard_normal(shape) * 0.04).astype(np.float32)
-                tensors[f"{prefix}.lora_{side}.weight"] = weights
-    path = home.adapters / f"{name}.safetensors"
-    write_adapter(path, tensors, AdapterMeta(bundle.manifest.base_hash, 8, 8.0))
-    adapter = read_adapter(path, bundle.manifest)
-    store = Store.open(home)
-    store.adapters.upsert(
-        AdapterRow(
-            name=name,
-            created=time.time(),
-            sha256=adapter.sha256,
-            size=adapter.size,
-            base_hash=bundle.manifest.base_hash,
-            rank=8,
-            run_id=None,
-            parent=None,
-            state="accepted",
-            report=None,
-        )
-    )
-    store.close()
 
 
 class Client(threading.Thread):
@@ -93,7 +58,7 @@ class Client(threading.Thread):
 def test_switching_under_load(bundle: Bundle, start_daemon: StartDaemon, home: Home) -> None:
     install_bundle(home, bundle)
     for seed, name in enumerate(NAMES):
-        accepted_adapter(home, bundle, name, seed)
+        accept_adapter(home, bundle, name, seed)
     daemon = start_daemon("[lora]\nenabled = false", home=home)
     pid = daemon.pid
     expected = {}
