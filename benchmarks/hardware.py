@@ -54,7 +54,7 @@ def memory(threads: int) -> Numbers:
             "bitwise or": lambda array: np.bitwise_or.reduce(array.view(np.uint64)),
         }
         for name, read in kinds.items():
-            seconds = _best(lambda read=read: list(pool.map(read, arrays)))
+            seconds = best_seconds(lambda read=read: list(pool.map(read, arrays)))
             best[name] = threads * ARRAY_BYTES / seconds / 1e9
     kind = max(best, key=lambda name: best[name])
     return {"read bandwidth, GB/s": best[kind], "read by": kind, "all ways": best}
@@ -64,7 +64,7 @@ def fp32(threads: int) -> Numbers:
     """Matrix product of numpy's BLAS."""
     size = 2048
     left, right = (np.random.default_rng(seed).random((size, size), np.float32) for seed in (0, 1))
-    seconds = _best(lambda: left @ right)
+    seconds = best_seconds(lambda: left @ right)
     return {"fp32, GFLOP/s": 2 * size**3 / seconds / 1e9, "BLAS kernel": _blas_kernel()}
 
 
@@ -74,7 +74,7 @@ def products(threads: int) -> Numbers:
     for rows, inputs, outputs in SHAPES:
         for name, bits in (("MatMulNBits 8 bit", 8), ("MatMulNBits 4 bit", 4), ("MatMulInteger", 0)):
             run = _product(rows, inputs, outputs, bits, threads)
-            seconds = _best(run)
+            seconds = best_seconds(run)
             label = f"{name}, {rows}x{inputs}x{outputs}"
             numbers[f"{label}, GOP/s"] = 2 * rows * inputs * outputs / seconds / 1e9
             if rows == 1:
@@ -120,10 +120,10 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _best(run: Callable[[], Any]) -> float:
-    """Seconds of the fastest run; the first one, which allocates, does not count."""
+def best_seconds(run: Callable[[], Any], limit: float = SECONDS) -> float:
+    """Seconds of the fastest run within `limit` seconds; the first one, which allocates, does not count."""
     run()
-    best, end = float("inf"), time.perf_counter() + SECONDS
+    best, end = float("inf"), time.perf_counter() + limit
     while time.perf_counter() < end:
         began = time.perf_counter()
         run()
