@@ -93,11 +93,11 @@ class TrainConfig(Section):
     rank: int = Field(16, ge=1, le=256, description="LoRA rank.")
     alpha: Positive = Field(32.0, description="LoRA alpha; the update is scaled by alpha / rank.")
     layers: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="Share of the layers that get an adapter, counted from the top."
+        0.7, description="Share of the layers that get an adapter, counted from the top."
     )
-    learning_rate: Positive = Field(1.5e-3, description="Peak learning rate.")
+    learning_rate: Positive = Field(1.2e-3, description="Peak learning rate.")
     epochs: int = Field(3, ge=1, le=100, description="Passes over the examples.")
-    batch_tokens: int = Field(256, ge=64, description="Tokens per optimizer step.")
+    batch_tokens: int = Field(64, ge=16, description="Tokens per optimizer step.")
     drift_weight: Annotated[float, Field(ge=0)] = Field(
         4.0, description="How much staying near the starting model counts on its own answers and on prose."
     )

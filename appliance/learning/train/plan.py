@@ -23,6 +23,7 @@ SYSTEMS = ("You are a helpful assistant.", "You are the assistant of this househ
 REJECTED_TOKENS = 8  # a rejected answer is pushed down where it goes wrong, not to its end
 OWN_TOKENS = 48
 TEXT_TOKENS = 96
+CHAT_VISITS = 2  # what the model knows is in few tokens, and goes first
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def rehearsal_visits(rehearsal: Rehearsal, tokenizer: Tokenizer) -> list[Visit]:
     for question, answer in rehearsal.chats:
         messages = [{"role": "user", "content": question}]
         tokens = tokenise(tokenizer, messages, answer, ended=True, limit=TEXT_TOKENS)
-        visits.append(Visit(tokens, 0.0, keep=True))
+        visits += [Visit(tokens, 0.0, keep=True)] * CHAT_VISITS
     return visits
 
 

@@ -31,6 +31,7 @@ WARMUP = 0.1  # share of the steps
 LEAST_VISITS = 8  # of a taught example, however little it weighs
 REJECTED_VISITS = 4  # of a rejected answer
 REJECTED_MARGIN = 1.0  # nats a token that a rejected answer shall lose
+GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 Report = Callable[[dict[str, Any]], None]
@@ -136,9 +137,7 @@ class Training:
                     out[visit] = torch.gather(logits, 1, _answer(visit)[visit.push :, None])[:, 0]
 
     def _groups(self, visits: Sequence[Visit]) -> list[list[Visit]]:
-        return (
-            steps(visits, self._settings.batch_tokens, self._network.size, random.Random(0)) if visits else []
-        )
+        return steps(visits, GROUP_TOKENS, self._network.size, random.Random(0)) if visits else []
 
     def _optimise(self, plan: Sequence[Sequence[Visit]], reference: dict[Visit, Tensor]) -> None:
         settings = self._settings

@@ -16,6 +16,12 @@ QUESTION = re.compile(
     r"^(?P<word>what|which|who|whom|whose|where|when|why|how)\b(?P<rest>.*)$", re.IGNORECASE | re.DOTALL
 )
 COPULA = re.compile(r"^(?:'s|\s+(?:is|are|was|were))\s+(?P<topic>\S.*)$", re.IGNORECASE | re.DOTALL)
+# "What is the kettle good for": no topic stands behind the verb, but a clause whose object is asked for.
+DANGLING = re.compile(
+    r"^(?:'s|\s+(?P<be>is|are|was|were))\s+(?P<subject>(?:(?:the|our|my|your|his|her|their|a|an)\s+)?\S+)\s+"
+    r"(?P<rest>\S.*\s(?:to|for|with|at|of|from|in|on|about|against|by))$",
+    re.IGNORECASE | re.DOTALL,
+)
 AUXILIARY = re.compile(
     r"^(?P<noun>.*?)\s+(?P<verb>do|does|did|can|could|should|must|will|would|may)\s+"
     r"(?P<subject>(?:(?:the|our|my|your|his|her|their|a|an|mr|mrs|ms|dr)\s+)?\S+)\s+(?P<rest>\S.*)$",
@@ -28,6 +34,7 @@ SMALL = frozenset(
         "i you it this that there have has had can could should would will must may me us please",
     )
 )
+DETERMINER = re.compile(r"^(?:the|our|my|your|his|her|their|a|an)\s+", re.IGNORECASE)
 ASKING = frozenset(("what", "which", "who", "whom", "whose", "where", "when", "why", "how"))
 SWAPS = (
     (r"\bour\b", ("the", "my", "your")),
@@ -41,22 +48,26 @@ TOPIC_FORMS = {
         "Tell me {t}.", "{T}?", "I need {t}.", "Do you know {t}?", "Can you give me {t}?", "I forgot {t}.",
         "{T}, what is it?", "{T} is what?", "What would be {t}?", "Which one is {t}?", "What was {t} again?",
         "How do I get {t}?", "Give me {t}, please.", "I am looking for {t}.", "Remind me of {t}.",
+        "Which {n} do we use?", "Which {n} do I need?", "Which {n} is right?", "I need the right {n}.",
     ),
     "where": (
         "Where can I find {t}?", "Where do I look for {t}?", "I am looking for {t}.", "I can't find {t}.",
         "In which place is {t}?", "Where do we keep {t}?", "Where did we put {t}?", "I need {t}.",
         "Where would {t} be?", "What is the place of {t}?", "How do I find {t}?", "{T}?",
-        "Tell me where {t} is.", "Do you know where {t} is?",
+        "Tell me where {t} is.", "Do you know where {t} is?", "How do I get to {t}?",
+        "Where is the {n} kept?", "Has anybody seen {t}?",
     ),
     "who": (
         "What is the name of {t}?", "What is {t} called?", "Tell me who {t} is.", "Do you know {t}?",
         "Which person is {t}?", "{T}?", "Whom do I call when I need {t}?", "What name does {t} have?",
-        "I forgot the name of {t}.", "Give me the name of {t}.", "Which one is {t}?",
+        "I forgot the name of {t}.", "Give me the name of {t}.", "Which one is {t}?", "Which {n} do we use?",
+        "Which {n} should I call?", "Which {n} do I ask?", "Can you recommend a {n}?", "I need a {n}.",
     ),
     "when": (
         "On which day is {t}?", "At what time is {t}?", "What is the date of {t}?", "What day is {t}?",
         "When exactly was {t}?", "On what date is {t}?", "{T} is when?", "{T}?", "Tell me when {t} is.",
-        "Which day is it for {t}?", "What time is {t}?", "Do you know when {t} is?",
+        "Which day is it for {t}?", "What time is {t}?", "Do you know when {t} is?", "When do we have {n}?",
+        "When does {t} take place?", "Which day do I have to remember for {t}?",
     ),
     "which": ("What is {t}?", "Tell me which is {t}.", "{T}?", "Do you know {t}?", "Give me {t}."),
     "how": ("Tell me how {t} is.", "How about {t}?", "{T}?", "Do you know how {t} is?"),
@@ -80,6 +91,11 @@ KEYWORD_FORMS = (
     "What about {k}?", "What do you know about {k}?", "Question: {k}", "Can you help me with {k}?",
     "What should I know about {k}?",
 )  # fmt: skip
+# What leads somebody to ask: a person tells the occasion first.
+OCCASIONS = (
+    "There is something with {k}.", "It is about {k}.", "I need help with {k}.", "We talked about {k}.",
+    "My question is on {k}.", "I have to take care of {k}.", "I could not find anything on {k}.",
+)  # fmt: skip
 BEFORE = (
     "Hi! ", "Hello, ", "Hey, ", "Quick question: ", "Please help me. ", "I just came home. ", "Sorry, ",
     "One more thing: ", "We have visitors. ", "I am in a hurry. ", "I don't remember. ", "Good morning! ",
@@ -100,8 +116,11 @@ def reword(query: str, rng: random.Random) -> str:
             text = _swap(text, rng)
         if rng.random() < 0.15:
             text = _lose_word(text, rng)
-        if rng.random() < 0.25:
+        draw = rng.random()
+        if draw < 0.25:
             text = rng.choice(BEFORE) + text
+        elif draw < 0.35:
+            text = f"{rng.choice(OCCASIONS).format(k=rng.choice(keywords(query)))} {text}"
         if rng.random() < 0.1:
             text = text + rng.choice(AFTER)
     return _style(text, rng)
@@ -120,12 +139,20 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
     joined = " ".join(keys[at] for at in kept)
     yield f"{match['word'].capitalize()} {joined}?"
     yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
+    dangling = DANGLING.match(rest)
+    if dangling is not None:
+        be, subject, last = dangling["be"] or "is", dangling["subject"], dangling["rest"]
+        for _ in range(2):
+            yield rng.choice(INDIRECT).format(q=f"{word} {subject} {be} {last}")
+        yield f"{be.capitalize()} {subject} {last} {rng.choice(('something', 'anything'))}?"
+        return
     copula = COPULA.match(rest)
     if copula is not None:
         topic = copula["topic"]
         # Three times: a topic has the richest forms.
         for _ in range(3):
-            yield rng.choice(TOPIC_FORMS.get(word, TOPIC_FORMS["what"])).format(t=topic, T=_capital(topic))
+            form = rng.choice(TOPIC_FORMS.get(word, TOPIC_FORMS["what"]))
+            yield form.format(t=topic, T=_capital(topic), n=DETERMINER.sub("", topic))
         return
     auxiliary = AUXILIARY.match(rest)
     if auxiliary is not None:
