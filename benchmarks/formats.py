@@ -90,6 +90,8 @@ class Format:
 
 FORMATS = (
     Format("8 bit, blocks of 32", 8, 32),
+    Format("8 bit, blocks of 64", 8, 64),
+    Format("8 bit, blocks of 128", 8, 128),
     Format("4 bit, blocks of 32", 4, 32),
     Format("4 bit, blocks of 128", 4, 128),
     Format("4 bit + exact offset, 32", 4, 32, offset=True),

@@ -1,9 +1,9 @@
 """Where the time of one decoding step goes, by ONNX Runtime's own profile.
 
-    .venv/bin/python benchmarks/step.py [--rows N] [--threads N] [--bundle DIR] [--json FILE]
+    .venv/bin/python benchmarks/step.py [--rows N] [--past N] [--threads N] [--bundle DIR] [--json FILE]
 
-Decodes one token for N sequences at a time, on the session that serves, and prints each operator's share
-of the time spent in operators. Profiling itself slows the many small ones a little.
+Decodes one token at a time for some sequences that have `--past` tokens each, on the session that serves,
+and prints each operator's share of the time spent in operators. Profiling slows the many small ones a little.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from appliance.model.importer import import_model
 from appliance.model.source import DEFAULT
 
 STEPS = 60
-PAST = 256  # tokens that each sequence has already
 
 
-def profile(bundle: Bundle, rows: int, threads: int, place: Path) -> list[dict[str, Any]]:
+def profile(bundle: Bundle, rows: int, past: int, threads: int, place: Path) -> list[dict[str, Any]]:
     """Operators, the costliest first: times in a step, microseconds of it, share."""
     options_of = ort.SessionOptions
 
@@ -42,12 +41,12 @@ def profile(bundle: Bundle, rows: int, threads: int, place: Path) -> list[dict[s
 
     session_module.ort.SessionOptions = profiled
     try:
-        session = Session(bundle, None, KVCache(bundle.manifest, rows, PAST + STEPS + 2), threads=threads)
+        session = Session(bundle, None, KVCache(bundle.manifest, rows, past + STEPS + 2), threads=threads)
     finally:
         session_module.ort.SessionOptions = options_of
     tokens, ones = np.full(rows, 5, np.int64), np.ones(rows, np.int32)
     for step in range(STEPS):
-        session.step(tokens, 0, np.full(rows, PAST + step, np.int32), ones, np.arange(rows))
+        session.step(tokens, 0, np.full(rows, past + step, np.int32), ones, np.arange(rows))
     events = json.loads(Path(session._session.end_profiling()).read_text(encoding="utf-8"))
     spent: Counter[str] = Counter()
     times: Counter[str] = Counter()
@@ -74,6 +73,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="bundle directory (default: the default model)")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="where the default one is kept")
     parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--past", type=int, default=256, help="tokens that each sequence has already")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
@@ -84,7 +84,7 @@ def main() -> None:
         else import_model(DEFAULT, Home(options.cache.absolute()))
     )
     with tempfile.TemporaryDirectory() as place:
-        found = profile(bundle, options.rows, options.threads, Path(place))
+        found = profile(bundle, options.rows, options.past, options.threads, Path(place))
     print(f"{'operator':36}{'times':>8}{'us a step':>12}{'share':>9}")
     for row in found:
         print(f"{row['operator']:36}{row['times']:>8.0f}{row['microseconds']:>12}{row['share']:>9.1%}")
