@@ -63,7 +63,7 @@ def load_checkpoint(bundle: Bundle) -> tuple[dict[str, Any], Weights]:
                 weights[name] = array(name)
     except (KeyError, StopIteration, ValueError) as error:
         raise BundleError(f"The weights of {bundle.path} cannot be read back: {error!r}") from error
-    return config, {name: np.array(value, np.float32) for name, value in weights.items()}
+    return config, {name: np.asarray(value, np.float32) for name, value in weights.items()}
 
 
 def _read(bundle: Bundle, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
