@@ -18,10 +18,10 @@ from appliance.learning.selection import Selection, describe, is_loop, select
 from appliance.model.bundle import Bundle
 from appliance.store.examples import Example
 
-from .box import add, add_correction, make_adapter, running
+from .box import add, make_adapter, running
 
 PROTOCOL = "import json, shutil, sys\nargs = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
-OFF = "[lora]\nenabled = false\n[gate]\nmin_taught = 0\n"  # the trainers here teach nothing
+OFF = "[lora]\nenabled = false\n"
 LINE = "the lamp kettle garden bus school red opens closes at night when we go home and cook rice"
 WORDS = LINE.split()
 
@@ -311,7 +311,7 @@ def fill(box: Any) -> tuple[set[str], set[str]]:
     """What is to be trained, and what to be left out."""
     store = box.store
     good = {
-        add_correction(store, "Code?", "1234", "4711").id,
+        add(store, "Code?", "It is on the door.", kind="praise").id,
         add(store, "Who is Bob?", "A neighbour.").id,
         add(store, "Where is the red lamp?", "In the hall, to the left.").id,
     }
@@ -343,8 +343,9 @@ async def test_what_a_run_leaves_out_shares_its_fate(home: Home, bundle: Bundle,
         run = box.learning.request("person")
         await box.finished(2)
         run = box.store.runs.get(run.id)
-        assert (run.state, run.examples) == ("promoted", len(good | bad))
-        lines = [json.loads(line) for line in (home.runs / run.id / "examples.jsonl").open()]
+        assert (run.state, run.examples) == ("promoted", len(good | bad)), run.reason
+        frozen = (home.runs / run.id / "examples.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in frozen]
         assert {line["id"] for line in lines} == good
         assert ids(box, "used") == good | bad
         assert box.store.examples.count("pending", "training") == 0
