@@ -159,7 +159,10 @@ def _cards(text: str) -> Spans:
 
 def _international(text: str) -> Spans:
     # The country code and the country's numbering plan are proof enough; people group digits freely.
-    return _phones(text, None, Leniency.VALID)
+    for start, stop in _phones(text, None, Leniency.VALID):
+        # "5 + 442079460958" is a sum.
+        if text[start + 1] != " " and not text[start - 1 : start].isdigit():
+            yield start, stop
 
 
 def _national(text: str, region: str) -> Spans:

@@ -58,6 +58,7 @@ def test_masked(text: str, masked: str) -> None:
     "text",
     [
         "What is 2+2? It is 4, not +5.",
+        "What is 7+442079460958, and 5 + 442079460958?",
         "The order 4111 1111 1111 1112 has a number that is no card's.",
         "Seconds: 1700000000000, pi: 3.14159265358979323846, ISBN 978-3-16-148410-0, EAN 4006381333931.",
         "The network is 192.168.178.0/24, the camera at 10.0.0.17:8554.",
