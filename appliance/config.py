@@ -117,6 +117,13 @@ class TrainConfig(Section):
     replay_share: Annotated[float, Field(ge=0, le=2)] = Field(
         0.5, description="Earlier examples trained again, as a share of the batch."
     )
+    near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.92,
+        description="Automatic examples count once when question and answer are both this alike; 1: equal.",
+    )
+    device_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of the automatic examples that one device may give, of several; 1: no limit."
+    )
     threads: int = Field(0, ge=0, description="Threads of the trainer; 0 takes half the cores, at least one.")
     nice: int = Field(10, ge=0, le=19, description="Niceness of the trainer: serving comes first.")
     memory_limit_mb: int = Field(6144, ge=1024, description="The trainer is stopped above this, in MB.")
@@ -172,6 +179,15 @@ class CollectConfig(Section):
 
     enabled: bool = Field(True, description="Store every query and response as an example.")
     max_chars: int = Field(32768, ge=256, description="Longer exchanges are not collected.")
+    mask_private: bool = Field(
+        True,
+        description="Automatic examples: mask card numbers, IBANs, e-mail addresses, phone numbers, keys.",
+    )
+    phone_region: str = Field(
+        "",
+        pattern=r"^([A-Z]{2})?$",
+        description="Country, as `GB`, whose phone numbers without a country code are masked too.",
+    )
 
 
 class ConsoleConfig(Section):

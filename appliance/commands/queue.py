@@ -43,8 +43,10 @@ def show(limit: int, state: str, as_json: bool) -> None:
     if as_json:
         print_json({"counts": counts, "examples": [asdict(example) for example in found]})
         return
+    remarks = [example.remark for example in found]
+    last = ["remark"] if any(remarks) else []
     print_table(
-        ["id", "when", "kind", "weight", "query", "target"],
+        ["id", "when", "kind", "weight", "query", "target", *last],
         (
             [
                 example.id,
@@ -53,8 +55,9 @@ def show(limit: int, state: str, as_json: bool) -> None:
                 f"{example.weight:g}",
                 shorten(example.query, 40),
                 shorten(example.target or "", 40),
+                *([remark] if last else []),
             ]
-            for example in found
+            for example, remark in zip(found, remarks, strict=True)
         ),
         empty=f"No {state} examples.",
     )

@@ -17,6 +17,7 @@ from sanic.response import html, redirect
 
 from appliance import __version__
 from appliance.console.assets import load_assets, web_root
+from appliance.learning.selection import describe as describe_left_out
 
 _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
@@ -46,7 +47,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters.update(
-        when=when, duration=duration, size=size, number=number, measure=measure, adapter=adapter_title
+        when=when,
+        duration=duration,
+        size=size,
+        number=number,
+        measure=measure,
+        adapter=adapter_title,
+        left_out=describe_left_out,
     )
     env.globals.update(asset=load_assets().url, version=__version__)
     return env

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from appliance.config import Config
 from appliance.errors import ShammahError, StorageFull
 from appliance.events import EventBus
+from appliance.learning.privacy import mask_example
 from appliance.store import Store
 from appliance.store.examples import NewExample
 from appliance.store.normalise import message_text, normalise
@@ -173,20 +174,21 @@ class Collector:
         )
         if not (kept and self._config.collect.enabled and self._worth_learning(exchange)):
             return False
-        self._store.examples.add(
-            NewExample(
-                kind="automatic",
-                query=exchange.query,
-                response=exchange.response,
-                target=exchange.response,
-                weight=self._config.lora.normal_weight,
-                messages=exchange.messages,
-                finish_reason=cast(Literal["stop", "length"], exchange.finish_reason),
-                device=exchange.device,
-                source=exchange.source,
-                completion_id=exchange.completion_id,
-            )
+        said = NewExample(
+            kind="automatic",
+            query=exchange.query,
+            response=exchange.response,
+            target=exchange.response,
+            weight=self._config.lora.normal_weight,
+            messages=exchange.messages,
+            finish_reason=cast(Literal["stop", "length"], exchange.finish_reason),
+            device=exchange.device,
+            source=exchange.source,
+            completion_id=exchange.completion_id,
         )
+        collect = self._config.collect
+        new = mask_example(said, collect.phone_region) if collect.mask_private else said
+        self._store.examples.add(new, unmasked=said)
         return True
 
     def _fits(self, exchange: CollectedExchange) -> bool:

@@ -26,10 +26,11 @@ from appliance.errors import AdapterInvalid, Conflict, InvalidRequest, NotFound,
 from appliance.events import EventBus
 from appliance.files import write_atomic
 from appliance.home import Home
-from appliance.learning.batch import freeze_batch, trainable
+from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
 from appliance.learning.judge import Judge
 from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
+from appliance.learning.selection import Selection, describe, select
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
@@ -52,6 +53,10 @@ _SHARES: dict[Phase, tuple[float, float]] = {
     "gating": (0.8, 0.98),
     "switching": (0.98, 1.0),
 }
+
+
+class _NothingToTrain(Exception):
+    """The selection left nothing; its text says why."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Runner:
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
-        pending = [example for example in self._store.examples.pending(BATCH_LIMIT) if trainable(example)]
+        pending = self._store.examples.pending(BATCH_LIMIT)
         if retry is not None:
             wanted = set(retry.ids)
             pending = [example for example in pending if example.id in wanted]
@@ -138,6 +143,8 @@ class Runner:
             try:
                 self._train(run)
                 run = self._settle(run, self._judge(run))
+            except _NothingToTrain as nothing:
+                return self._settle_untrained(run, str(nothing))
             except ChildStopped:
                 return self._cancelled(run)
             except ChildFailed as error:
@@ -192,9 +199,9 @@ class Runner:
         directory.mkdir(mode=0o700, exist_ok=True)
         retry = load_retry(self._store.settings)
         settings = adjusted(self._config.train, run.attempt, retry.failed if retry else ())
-        held = self._store.examples.held(run.id)
-        replay = self._store.examples.replay(round(settings.replay_share * len(held)), settings.seed)
-        freeze_batch(directory / "examples.jsonl", held, replay, settings.heldout_share, settings.seed)
+        chosen = self._select(run).kept
+        replay = self._store.examples.replay(round(settings.replay_share * len(chosen)), settings.seed)
+        freeze_batch(directory / "examples.jsonl", chosen, replay, settings.heldout_share, settings.seed)
         write_atomic(directory / "train.json", settings.model_dump_json(indent=1) + "\n")
         self._store.runs.update(run.id, state="training", started=time.time())
         command: list[str | Path] = [
@@ -208,7 +215,7 @@ class Runner:
         command += ["--settings", directory / "train.json", "--run", run.id]
         if run.parent is not None:
             command += ["--parent", self._registry.path(run.parent)]
-        metrics: dict[str, Any] = {}
+        metrics = dict(self._store.runs.get(run.id).metrics or {})
 
         def relay(event: dict[str, Any]) -> None:
             match event.get("event"):
@@ -232,6 +239,23 @@ class Runner:
         if not (directory / "candidate.safetensors").is_file():
             raise ChildFailed("The trainer ended without writing an adapter.")
         self._store.runs.update(run.id, metrics=metrics, pid=None)
+
+    def _select(self, run: Run) -> Selection:
+        """Decide what the run trains on, and store what it leaves out and why."""
+        train = self._config.train
+        selection = select(
+            self._store.examples.held(run.id),
+            near_duplicate=train.near_duplicate,
+            device_share=train.device_share,
+        )
+        if selection.left_out:
+            with self._store.transaction():
+                self._store.examples.leave_out(run.id, selection.left_out)
+                self._store.runs.update(run.id, metrics={"left_out": selection.counts})
+            logger.info("%s leaves out %s", run.id, describe(selection.counts))
+        if not selection.kept:
+            raise _NothingToTrain(f"There is nothing to learn from ({describe(selection.counts)}).")
+        return selection
 
     def _judge(self, run: Run) -> dict[str, Any]:
         directory = self._directory(run)
@@ -291,7 +315,8 @@ class Runner:
             )
             return self._give_back(run, "rejected", reason, again=True)
         try:
-            self._promote(name, f"learned from {run.examples} examples", tuple(report["fingerprint"]))
+            learned = run.examples - sum((run.metrics or {}).get("left_out", {}).values())
+            self._promote(name, f"learned from {learned} examples", tuple(report["fingerprint"]))
         except ShammahError as error:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be switched to: {error.message}")
@@ -363,6 +388,15 @@ class Runner:
                 reason = "It was cancelled."
                 pause = self._config.lora.batch_timeout_minutes * 60
                 save_retry(self._store.settings, Retry(time.time() + pause))
+            run = self._end(run, "cancelled", reason)
+        self._tell(run)
+        return run
+
+    def _settle_untrained(self, run: Run, reason: str) -> Run:
+        """End a run without a trainer. Its examples leave the queue: they would be no better next time."""
+        with self._store.transaction():
+            self._store.examples.mark_used(run.id)
+            save_retry(self._store.settings, None)
             run = self._end(run, "cancelled", reason)
         self._tell(run)
         return run

@@ -26,6 +26,7 @@ class NewExample:
         messages: the conversation the answer belongs to, without the answer.
         finish_reason: "length" is trained without an end of turn.
         source: where it came from ("api", "console", ...).
+        masked: how many private texts of each kind were replaced in it before it was stored.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class NewExample:
     completion_id: str | None = None
     note: str | None = None
     state: State = "pending"
+    masked: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Example:
     Attributes:
         run_id: the run that holds, used or parked it.
         superseded_by: the feedback that made it obsolete.
+        left_out: why its run does not train on it (see `learning/selection.py`).
     """
 
     id: str
@@ -73,6 +76,15 @@ class Example:
     run_id: str | None
     note: str | None
     superseded_by: str | None = None
+    masked: dict[str, int] | None = None
+    left_out: str | None = None
+
+    @property
+    def remark(self) -> str:
+        """What was done to it that a person should see; empty for most."""
+        masked = ", ".join(f"{kind} {count}" for kind, count in (self.masked or {}).items())
+        marks = (("masked", masked), ("left out", self.left_out))
+        return "; ".join(f"{name}: {what}" for name, what in marks if what)
 
 
 # For annotations inside classes that have a method called `list`.
@@ -84,4 +96,4 @@ COLUMNS = ", ".join(Example.__dataclass_fields__)
 def example_from(row: sqlite3.Row) -> Example:
     """The example in a row that has `COLUMNS`."""
     fields = {name: row[name] for name in Example.__dataclass_fields__}
-    return Example(**{**fields, "messages": from_json(fields["messages"])})
+    return Example(**fields | {name: from_json(fields[name]) for name in ("messages", "masked")})

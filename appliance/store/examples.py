@@ -14,7 +14,7 @@ import random
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 from appliance.errors import Conflict, NotFound
@@ -50,8 +50,13 @@ class Examples:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def add(self, new: NewExample) -> Example:
+    def add(self, new: NewExample, unmasked: NewExample | None = None) -> Example:
         """Store an example; it is on disk when this returns.
+
+        Args:
+            new: what to store.
+            unmasked: the same before private texts in it were masked. None of it is stored, but
+                feedback finds the example by hashes of what was really said.
 
         Raises:
             InvalidRequest: a text is not valid Unicode, or the weight not finite.
@@ -76,14 +81,17 @@ class Examples:
             completion_id=new.completion_id,
             run_id=None,
             note=new.note,
+            masked=new.masked,
         )
+        said = unmasked or new
         values = {name: getattr(example, name) for name in Example.__dataclass_fields__}
         values |= {
             "messages": to_json(example.messages, "messages"),
-            "query_key": text_key(example.query),
-            "response_key": text_key(example.response),
-            "target_key": None if example.target is None else text_key(example.target),
-            "context_key": context_key(example.messages),
+            "masked": None if example.masked is None else to_json(example.masked, "masked"),
+            "query_key": text_key(said.query),
+            "response_key": text_key(said.response),
+            "target_key": None if said.target is None else text_key(said.target),
+            "context_key": context_key(said.messages),
         }
         with self._db.transaction("examples") as tx:
             tx.execute(
@@ -178,6 +186,17 @@ class Examples:
         """The examples a run holds, oldest first."""
         return self._select("WHERE state = 'training' AND run_id = ? ORDER BY seq", (run_id,))
 
+    def leave_out(self, run_id: str, reasons: Mapping[str, str]) -> None:
+        """Note which of the examples a run holds it does not train on, and why.
+
+        They stay with the run and share the fate of its batch, but are never replayed.
+        """
+        with self._db.transaction("examples") as tx:
+            tx.executemany(
+                "UPDATE examples SET left_out = ? WHERE id = ? AND state = 'training' AND run_id = ?",
+                [(reason, example_id, run_id) for example_id, reason in reasons.items()],
+            )
+
     def release(self, run_id: str) -> int:
         """Put what a run holds back into the queue; says how many are pending again.
 
@@ -186,13 +205,13 @@ class Examples:
         with self._db.transaction("examples") as tx:
             self._end_superseded(tx, run_id)
             return tx.execute(
-                "UPDATE examples SET state = 'pending', run_id = NULL"
+                "UPDATE examples SET state = 'pending', run_id = NULL, left_out = NULL"
                 " WHERE state = 'training' AND run_id = ?",
                 (run_id,),
             ).rowcount
 
     def mark_used(self, run_id: str) -> int:
-        """What a run holds has been learned; says how many."""
+        """What a run holds has been learned, or was left out for good; says how many."""
         with self._db.transaction("examples") as tx:
             return tx.execute(
                 "UPDATE examples SET state = 'used' WHERE state = 'training' AND run_id = ?", (run_id,)
@@ -203,7 +222,9 @@ class Examples:
         with self._db.transaction("examples") as tx:
             self._end_superseded(tx, run_id)
             return tx.execute(
-                "UPDATE examples SET state = 'parked' WHERE state = 'training' AND run_id = ?", (run_id,)
+                "UPDATE examples SET state = 'parked', left_out = NULL"
+                " WHERE state = 'training' AND run_id = ?",
+                (run_id,),
             ).rowcount
 
     @staticmethod
@@ -217,10 +238,11 @@ class Examples:
     def replay(self, n: int, seed: int) -> ExampleList:
         """Up to `n` examples learned earlier, oldest first; the same for the same seed and store.
 
-        Left out is what people have superseded or rejected since it was learned.
+        Not among them is what its run left out, and what people have superseded or rejected since.
         """
         rows = self._db.all(
-            "SELECT seq FROM examples e WHERE state = 'used' AND superseded_by IS NULL AND NOT EXISTS"
+            "SELECT seq FROM examples e WHERE state = 'used' AND superseded_by IS NULL"
+            " AND left_out IS NULL AND NOT EXISTS"
             " (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
             " ORDER BY seq"
         )

@@ -148,6 +148,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     ),
+    # 2: what was masked in an example (JSON, counts by kind), and why its run did not train on it.
+    (
+        "ALTER TABLE examples ADD COLUMN masked TEXT",
+        "ALTER TABLE examples ADD COLUMN left_out TEXT",
+    ),
 )
 
 

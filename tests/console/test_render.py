@@ -5,7 +5,9 @@ import time
 import pytest
 from jinja2 import UndefinedError
 
-from appliance.console.render import adapter_title, duration, environment, measure, size, when
+from appliance.console.render import adapter_title, duration, environment, measure, render, size, when
+from appliance.home import Home
+from appliance.store import Store
 
 
 def test_text_is_escaped() -> None:
@@ -57,3 +59,20 @@ def test_adapters_are_called_by_when_they_were_learnt() -> None:
 )
 def test_measure(value: object, text: str) -> None:
     assert measure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        (None, None),
+        ({"steps": 2}, None),
+        ({"steps": 2, "left_out": {"duplicate": 9, "loop": 3}}, "12: 9 duplicates, 3 loops"),
+    ],
+)
+def test_what_a_run_left_out(home: Home, metrics: dict[str, object] | None, shown: str | None) -> None:
+    store = Store.open(home)
+    run = store.runs.update(store.runs.create("person", 20).id, state="failed", metrics=metrics)
+    store.close()
+    text = render("parts/runs.html", runs=[run])
+    assert ("Left out" in text) == (shown is not None)
+    assert shown is None or shown in text

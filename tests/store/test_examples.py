@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -119,6 +120,36 @@ def test_a_batch_comes_back_or_is_parked(store: Store, new: New) -> None:
     assert store.examples.counts()["parked"] == 2
     with pytest.raises(NotFound):
         store.examples.hold("run_none", ids(added))
+
+
+def test_what_a_run_leaves_out_is_neither_lost_nor_repeated(store: Store, new: New) -> None:
+    kept, out = (store.examples.add(new(f"Q{number}")) for number in range(2))
+    run = store.runs.create("person", 2)
+    store.examples.leave_out(run.id, {out.id: "loop"})
+    assert store.examples.get(out.id).left_out is None  # the run does not hold it
+    for give_back in (store.examples.release, store.examples.park):
+        store.examples.hold(run.id, ids([kept, out]))
+        store.examples.leave_out(run.id, {out.id: "loop"})
+        assert store.examples.get(out.id).remark == "left out: loop"
+        assert give_back(run.id) == 2
+        assert store.examples.get(out.id).left_out is None
+    for example in (kept, out):
+        store.examples.update(example.id, state="pending")
+    store.examples.hold(run.id, ids([kept, out]))
+    store.examples.leave_out(run.id, {out.id: "loop"})
+    assert store.examples.mark_used(run.id) == 2
+    assert ids(store.examples.replay(9, 0)) == [kept.id]
+
+
+def test_masked_texts_are_found_by_what_was_said(store: Store, new: New) -> None:
+    said = new("Write to a@b.example", "Done, a@b.example")
+    masked = replace(said, query="Write to [e-mail]", target="Done, [e-mail]", masked={"e-mail": 2})
+    stored = store.examples.add(masked, unmasked=said)
+    assert store.examples.get(stored.id) == stored
+    assert (stored.query, stored.masked) == ("Write to [e-mail]", {"e-mail": 2})
+    kept = store.examples.add(new("Write to a@b.example", "No."))
+    assert store.examples.supersede("write to a@b.example", kept.id) == 1
+    assert store.examples.get(stored.id).state == "superseded"
 
 
 def test_supersede_is_by_normalised_query(store: Store, new: New) -> None:
