@@ -51,7 +51,7 @@ class Example:
 
     Attributes:
         run_id: the run that holds, used or parked it.
-        superseded_by: the feedback that made it obsolete.
+        superseded_by: the feedback that made it obsolete; its own id when that has been forgotten.
     """
 
     id: str
