@@ -127,7 +127,7 @@ def forget(example: str | None, device: str | None, retrain: bool, as_json: bool
     if as_json:
         print_json(done)
         return
-    click.echo(f"Forgotten: {len(done['examples'])} examples, {done['completions']} stored answers.")
+    click.echo(f"Examples forgotten: {len(done['examples'])}, stored answers: {done['completions']}.")
     for name in done["adapters"]:
         if done["retrained"]:
             click.echo(f"{name} had learned from it and was removed.")
@@ -136,7 +136,7 @@ def forget(example: str | None, device: str | None, retrain: bool, as_json: bool
             click.echo(f"{name} learned from it{serves}. Repeat with --retrain to give it up.")
     if done["retrained"]:
         click.echo(
-            f"{done['requeued']} other examples are in the queue again. "
+            f"Other examples in the queue again: {done['requeued']}. "
             f"In service: {done['current'] or 'the base model'}."
         )
 

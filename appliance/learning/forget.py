@@ -26,6 +26,8 @@ from appliance.store.forgotten import Traces
 from appliance.store.mirror import QueueMirror
 
 KEY = "learning.forgetting"
+WITHOUT_TEXT = frozenset({"examples.jsonl", "report.json", "train.json", "gate.json", "metrics.jsonl"})
+"""Files of a run that hold no text of users, or none when they have been cleaned."""
 LEFTOVER_SECONDS = 10.0
 """A temporary file older than this was left behind by a crash."""
 
@@ -163,13 +165,15 @@ def _plan(home: Home, store: Store, wish: Wish) -> _Plan:
             row = store.examples.get(example)
             if row.state == "used" and row.run_id is not None and row.run_id not in frozen:
                 learned[example] = {row.run_id}  # somebody removed its run's directory
-    rows = [row for row in store.adapters.list() if not store.adapters.barred(row.sha256)]
+    rows = store.adapters.list()
     runs = earlier.union(*learned.values())
     names = {row.name for row in rows if row.run_id in runs}
     while more := {row.name for row in rows if row.parent in names} - names:
         names |= more
-    made = frozenset(row.run_id for row in rows if row.name in names and row.run_id is not None)
-    return _Plan(traces, frozenset(frozen), learned, tuple(sorted(names)), made)
+    # What was given up in an earlier call is done with.
+    left = [row for row in rows if row.name in names and not store.adapters.barred(row.sha256)]
+    made = frozenset(row.run_id for row in left if row.run_id is not None)
+    return _Plan(traces, frozenset(frozen), learned, tuple(sorted(row.name for row in left)), made)
 
 
 def _find(store: Store, wish: Wish) -> tuple[Traces, set[str]]:
@@ -236,10 +240,11 @@ def _clean_run(directory: Path, examples: Collection[str]) -> None:
             report.unlink()  # cut off by a crash: nobody can read it
         else:
             write_atomic(report, json.dumps(_without_answers(found), indent=1, ensure_ascii=False) + "\n")
-    # What a library printed when it failed may quote its input; a candidate of a run that was cancelled is
-    # of no use; temporary files are left by a crash.
-    for path in (directory / "log", directory / "candidate.safetensors", *directory.glob(".*")):
-        path.unlink(missing_ok=True)
+    # Anything else may hold it: the log what a library said of its input when it failed, a candidate that a
+    # cancelled run left what was learned, temporary files of a crash all of it.
+    for path in list(directory.iterdir()) if directory.is_dir() else []:
+        if path.name not in WITHOUT_TEXT and path.is_file():
+            path.unlink()
 
 
 def _lines(snapshot: Path) -> Iterator[tuple[str, str | None, Literal["train", "heldout", "replay"]]]:

@@ -102,7 +102,7 @@ def test_forgetting_goes_through_the_daemon(daemon: Daemon, beside: Beside) -> N
         headers={"Authorization": f"Bearer {secret}"},
     )
     done = beside("queue", "forget", "--device", "kitchen tablet")
-    assert done.stdout == "Forgotten: 1 examples, 1 stored answers.\n", done.stderr
+    assert done.stdout == "Examples forgotten: 1, stored answers: 1.\n", done.stderr
     assert "Is the oven off?" not in daemon.home.queue.read_text()
     assert "no example" in beside("queue", "forget", "a/b?c").stderr
 

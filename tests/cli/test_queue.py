@@ -56,7 +56,7 @@ def test_forget(shammah: Shammah, home: Home, taught: None) -> None:
     example = json.loads(shammah("queue", "show", "--json").stdout)["examples"][1]
     shown = shammah("queue", "forget", example["id"])
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout == "Forgotten: 1 examples, 0 stored answers.\n"
+    assert shown.stdout == "Examples forgotten: 1, stored answers: 0.\n"
     assert [json.loads(line)["query"][-3:] for line in home.queue.read_text().splitlines()] == ["(0)", "(2)"]
     again = json.loads(shammah("queue", "forget", example["id"], "--retrain", "--json").stdout)
     assert (again["examples"], again["retrained"], again["current"]) == ([], False, None)
@@ -101,6 +101,6 @@ def test_forgetting_what_was_learned_without_a_daemon(shammah: Shammah, home: Ho
     assert "adapter_two learned from it and is in service. Repeat with --retrain" in shown
     shown = shammah("queue", "forget", "--device", "tablet", "--retrain").stdout
     assert "adapter_two had learned from it and was removed.\n" in shown
-    assert shown.endswith("0 other examples are in the queue again. In service: adapter_one.\n")
+    assert shown.endswith("Other examples in the queue again: 0. In service: adapter_one.\n")
     assert home.current.readlink().name == "adapter_one.safetensors"
     assert not (home.adapters / "adapter_two.safetensors").exists()
