@@ -209,6 +209,56 @@ async def test_the_next_start_finishes(
     store.close()
 
 
+@pytest.mark.parametrize("line", ["erase", "add"])
+async def test_cut_off_before_it_is_decided(
+    home: Home, store: Store, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch has been made, nothing else; asking again does the rest."""
+    example = add(store, QUESTION, ANSWER)
+    _, adapter = learned(home, store, [example])
+    wish, switched = Wish((example.id,), retrain=True), []
+
+    async def step_back(adapters: Collection[str]) -> str | None:
+        switched.append(adapters)
+        return None
+
+    class Cut(BaseException):
+        pass
+
+    place = store.forgotten if line == "erase" else store.audit
+    original = getattr(place, line)
+
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        original(*args, **kwargs)
+        raise Cut
+
+    monkeypatch.setattr(place, line, cut)
+    with pytest.raises(Cut):
+        await forget(home, store, wish, serving=adapter, step_back=step_back, actor="owner")
+    monkeypatch.undo()
+    assert store.examples.get(example.id).state == "used"
+    assert not store.adapters.barred(f"sha-{adapter}")
+    finish_forgetting(home, store)
+    done = await ask(home, store, wish)
+    assert (done.examples, done.adapters, done.retrained) == ((example.id,), (adapter,), True)
+    assert switched == [(adapter,)]
+    assert holding(home) == set()
+
+
+async def test_what_was_cut_off_is_finished_by_the_next_call(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, other = add(store, QUESTION, ANSWER), add(store, "What is 2+2?", "4")
+    run, adapter = learned(home, store, [example])
+    monkeypatch.setattr(forgetting, "finish_forgetting", lambda home, store: None)
+    await ask(home, store, Wish((example.id,), retrain=True))
+    monkeypatch.undo()
+    assert f"runs/{run.id}/examples.jsonl" in holding(home)
+    await ask(home, store, Wish((other.id,)))
+    assert holding(home) == set()
+    assert not (home.adapters / f"{adapter}.safetensors").exists()
+
+
 async def test_retraining_can_be_asked_for_later(home: Home, store: Store) -> None:
     base = add(store, "Who is Ann?", "A neighbour.")
     _, clean = learned(home, store, [base])
