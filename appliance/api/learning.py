@@ -76,17 +76,18 @@ async def get_run(request: Request, run_id: str) -> HTTPResponse:
 @blueprint.delete("/training/examples/<example_id:str>")
 async def forget_example(request: Request, example_id: str) -> HTTPResponse:
     """Forget an example and all that holds its text."""
-    return await _forget(request, Wish(ids=(example_id,), retrain=_retrain(request)))
+    return await _forget(request, ids=(example_id,))
 
 
 @blueprint.delete("/training/devices/<device:str>/examples", unquote=True)
 async def forget_device(request: Request, device: str) -> HTTPResponse:
     """Forget all that a device said."""
-    return await _forget(request, Wish(device=device, retrain=_retrain(request)))
+    return await _forget(request, device=device)
 
 
-async def _forget(request: Request, wish: Wish) -> HTTPResponse:
+async def _forget(request: Request, ids: tuple[str, ...] = (), device: str | None = None) -> HTTPResponse:
     require_owner(request)
+    wish = Wish(ids, device, _retrain(request))
     ctx = request.app.ctx
     if ctx.collector.paused is None:  # what was answered a moment ago is forgotten too
         await asyncio.to_thread(ctx.collector.flush, 2.0)

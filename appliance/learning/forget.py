@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
@@ -199,10 +200,13 @@ def _commit(store: Store, wish: Wish, plan: _Plan, retrain: bool, actor: str) ->
         store.forgotten.erase(plan.traces, plan.learned)
         for run in sorted(touched):
             with suppress(NotFound):
-                store.runs.update(run, report=_without_answers(store.runs.get(run).report))
-        for row in store.adapters.list():
-            if row.run_id in touched and row.report is not None:
-                store.adapters.set_state(row.name, row.state, _without_answers(row.report))
+                row = store.runs.get(run)
+                # A program's last words may quote what it failed at.
+                reason = re.sub(r"(It ended with code \d+):.*", r"\1.", row.reason or "", flags=re.DOTALL)
+                store.runs.update(run, report=_without_answers(row.report), reason=reason or None)
+        for adapter in store.adapters.list():
+            if adapter.run_id in touched and adapter.report is not None:
+                store.adapters.set_state(adapter.name, adapter.state, _without_answers(adapter.report))
         requeued = 0
         if retrain:
             store.adapters.bar(plan.adapters)

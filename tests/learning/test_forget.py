@@ -101,6 +101,10 @@ async def test_no_byte_of_it_is_left(home: Home, store: Store) -> None:
     other = add(store, "What is 2+2?", "4")
     run, adapter = learned(home, store, [correction, other])
     again = add(store, QUESTION, f"The {SECRET} is gone.")
+    died = store.runs.create("person", 1)
+    (home.runs / died.id).mkdir()
+    freeze_batch(home.runs / died.id / "examples.jsonl", [again], [], 0.0, 0)
+    store.runs.update(died.id, state="failed", reason=f"It ended with code 1: KeyError: {QUESTION!r}")
     later = record(store, "c2", said(QUESTION, ANSWER, "Why?"), "So.", None)
     follow = store.examples.update(add(store, "Why?", "So.", completion_id=later).id, note="seen")
     why = add(store, "Why?", "Because.", completion_id="elsewhere")
@@ -124,6 +128,7 @@ async def test_no_byte_of_it_is_left(home: Home, store: Store) -> None:
         if line
     ]
     assert kept == [other.id]
+    assert store.runs.get(died.id).reason == "It ended with code 1."
     # The verdict stays, and so does what people rejected.
     report = store.runs.get(run.id).report
     assert report == json.loads((home.runs / run.id / "report.json").read_text())
