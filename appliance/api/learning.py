@@ -12,7 +12,9 @@ from sanic import json as json_response
 from appliance.api.auth import device_of, require_owner
 from appliance.api.errors import parse
 from appliance.api.schemas import FeedbackBody, PromoteBody
+from appliance.errors import InvalidRequest
 from appliance.learning.feedback import Feedback, give_feedback
+from appliance.learning.forget import Wish
 
 blueprint = Blueprint("learning", url_prefix="/v1")
 BASE = "base"
@@ -69,6 +71,37 @@ async def get_run(request: Request, run_id: str) -> HTTPResponse:
     """One run with its report."""
     found = await asyncio.to_thread(request.app.ctx.store.runs.get, run_id)
     return json_response({"object": "training.run", **asdict(found)})
+
+
+@blueprint.delete("/training/examples/<example_id:str>")
+async def forget_example(request: Request, example_id: str) -> HTTPResponse:
+    """Forget an example and all that holds its text."""
+    return await _forget(request, ids=(example_id,))
+
+
+@blueprint.delete("/training/devices/<device:str>/examples", unquote=True)
+async def forget_device(request: Request, device: str) -> HTTPResponse:
+    """Forget all that a device said."""
+    return await _forget(request, device=device)
+
+
+async def _forget(request: Request, ids: tuple[str, ...] = (), device: str | None = None) -> HTTPResponse:
+    require_owner(request)
+    wish = Wish(ids, device, _retrain(request))
+    ctx = request.app.ctx
+    if ctx.collector.paused is None:  # what was answered a moment ago is forgotten too
+        await asyncio.to_thread(ctx.collector.flush, 2.0)
+    done = await ctx.learning.forget(wish, "owner")
+    return json_response(
+        {"object": "training.forgotten", **asdict(done), "current": request.app.ctx.engine.adapter}
+    )
+
+
+def _retrain(request: Request) -> bool:
+    given = str(request.args.get("retrain", "false"))
+    if given not in ("true", "false"):
+        raise InvalidRequest('`retrain` is "true" or "false".', param="retrain")
+    return given == "true"
 
 
 @blueprint.get("/adapters")

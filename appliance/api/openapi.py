@@ -36,6 +36,7 @@ class Endpoint:
     stream: bool = False
     errors: tuple[int, ...] = ()
     keyed: bool = True
+    flags: tuple[str, ...] = ()
 
 
 ENDPOINTS = (
@@ -50,6 +51,22 @@ ENDPOINTS = (
     Endpoint("post", "/v1/training/run", "Start a run now (owner)", status=202, errors=(403, 409)),
     Endpoint("post", "/v1/training/cancel", "Stop the present run (owner)", status=202, errors=(403, 409)),
     Endpoint("get", "/v1/training/runs/{run_id}", "One run with its report", errors=(404,)),
+    Endpoint(
+        "delete",
+        "/v1/training/examples/{example_id}",
+        "Forget an example (owner)",
+        answer="Forgotten",
+        errors=(400, 403, 404, 409, 507),
+        flags=("retrain",),
+    ),
+    Endpoint(
+        "delete",
+        "/v1/training/devices/{device}/examples",
+        "Forget all that a device said (owner)",
+        answer="Forgotten",
+        errors=(400, 403, 404, 409, 507),
+        flags=("retrain",),
+    ),
     Endpoint("get", "/v1/adapters", "Known adapters", answer="List"),
     Endpoint(
         "post", "/v1/adapters/promote", "Put an adapter in service (owner)", PromoteBody, errors=(403, 404)
@@ -156,6 +173,16 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         },
         "required": ["id", "object", "kind", "state", "weight"],
     },
+    "Forgotten": _object(
+        object={"const": "training.forgotten"},
+        examples=_array({"type": "string"}),
+        completions={"type": "integer", "minimum": 0},
+        adapters=_array({"type": "string"}),
+        in_service={"type": ["string", "null"]},
+        retrained={"type": "boolean"},
+        requeued={"type": "integer", "minimum": 0},
+        current={"type": ["string", "null"]},
+    ),
     "Error": {
         "type": "object",
         "properties": {
@@ -232,11 +259,15 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.body:
         schema = _ref(endpoint.body.__name__)
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+    parameters: list[dict[str, Any]] = [
+        {"name": flag, "in": "query", "schema": {"type": "boolean", "default": False}}
+        for flag in endpoint.flags
+    ]
     if "{" in endpoint.path:
         parameter = endpoint.path[endpoint.path.index("{") + 1 : endpoint.path.index("}")]
-        operation["parameters"] = [
-            {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+        parameters.append({"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}})
+    if parameters:
+        operation["parameters"] = parameters
     return operation
 
 

@@ -57,12 +57,15 @@ async def find_weights(request: Request, model: str) -> Session | None:
         base: Session = await ctx.engine.prepare(None)
         return base
     name = model.removeprefix(_PARTICULAR) if model.startswith(_PARTICULAR) else ""  # that is nobody's name
+    barred = ctx.store.adapters.barred
     row = await asyncio.to_thread(ctx.store.adapters.get, name)
-    if row is not None and (ready := ctx.engine.at_hand(row.sha256)) is not None:
-        found: Session = ready
-        return found
+    ready: Session | None = None if row is None else ctx.engine.at_hand(row.sha256)
+    if ready is not None and not await asyncio.to_thread(barred, row.sha256):
+        return ready
     try:
         adapter = await asyncio.to_thread(ctx.registry.load, name)
+        if await asyncio.to_thread(barred, adapter.sha256):
+            raise NotFound(f"{name} learned from what has been forgotten.")
     except NotFound as error:
         names = " or ".join(repr(known) for known in (await served_names(request))[:4])
         raise NotFound(

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.commands.client import find_daemon
-from appliance.commands.local import no_daemon, open_store, served_bundle
+from appliance.commands.local import no_daemon, open_store, resting_switch, served_bundle
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten, size
 from appliance.home import Home
 
 if TYPE_CHECKING:
-    from appliance.adapters.file import Adapter
     from appliance.adapters.registry import Registry
     from appliance.learning.switch import Switch
 
@@ -137,35 +136,18 @@ def _registry(home: Home) -> Registry:
     return Registry(home, served_bundle(home).manifest)
 
 
-class _Resting:
-    """Stands where the engine is while no daemon runs: what the link says is in service at the next start."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    @property
-    def adapter(self) -> str | None:
-        return self._registry.current()
-
-    async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None:
-        """Nothing to do: the link is what counts."""
-
-
 def _at_rest(home: Home, act: Callable[[Switch], Coroutine[Any, Any, Any]]) -> str | None:
     """Switch without a daemon, by the same rules; what is in service then."""
     import asyncio
 
-    from appliance.events import EventBus
-    from appliance.learning.switch import Switch
-
-    registry = _registry(home)
     with no_daemon(home), open_store() as store:
 
-        async def run() -> None:
-            await act(Switch(registry, store, _Resting(registry), EventBus()))
+        async def run() -> str | None:
+            switch = resting_switch(home, store)
+            await act(switch)
+            return switch.serving
 
-        asyncio.run(run())
-    return registry.current()
+        return asyncio.run(run())
 
 
 def _say(current: str | None) -> None:

@@ -34,6 +34,10 @@ class Daemon:
         """Ask its API to do something."""
         return self._call("POST", path, body or {})
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """Ask its API to remove something."""
+        return self._call("DELETE", path, None)
+
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         import httpx
 

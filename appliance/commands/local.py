@@ -11,6 +11,9 @@ from appliance.errors import Conflict
 from appliance.home import Home
 
 if TYPE_CHECKING:
+    from appliance.adapters.file import Adapter
+    from appliance.adapters.registry import Registry
+    from appliance.learning.switch import Switch
     from appliance.model.bundle import Bundle
     from appliance.store import Store
 
@@ -49,3 +52,27 @@ def served_bundle(home: Home) -> Bundle:
     from appliance.model.bundle import load_bundle
 
     return load_bundle(home.models / load_config(home.config).model.name)
+
+
+class _Resting:
+    """Stands where the engine is while no daemon runs: what the link says is in service at the next start."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    @property
+    def adapter(self) -> str | None:
+        return self._registry.current()
+
+    async def swap(self, adapter: Adapter | None, expected: tuple[int, ...] | None = None) -> None:
+        """Nothing to do: the link is what counts."""
+
+
+def resting_switch(home: Home, store: Store) -> Switch:
+    """The switch while no daemon runs: the same rules, on link and history only."""
+    from appliance.adapters.registry import Registry
+    from appliance.events import EventBus
+    from appliance.learning.switch import Switch
+
+    registry = Registry(home, served_bundle(home).manifest)
+    return Switch(registry, store, _Resting(registry), EventBus())

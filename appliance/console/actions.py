@@ -11,6 +11,7 @@ from sanic.response import html
 from appliance.console.render import back, form_field, render, wants_fragment
 from appliance.errors import InvalidRequest, NotFound, ShammahError
 from appliance.learning.feedback import Feedback, accept_review, discard_review, give_feedback
+from appliance.learning.forget import Forgotten, Wish
 
 BASE = "base"
 _OWNER = "owner"
@@ -105,11 +106,15 @@ async def feedback(request: Request) -> HTTPResponse:
 
 
 async def review(request: Request) -> HTTPResponse:
-    """Decide about a drafted correction: learn it (as it is or edited), or drop it."""
+    """Decide about a drafted correction: learn it (as it is or edited), drop it, or forget its text."""
     ctx = request.app.ctx
     example_id, target = form_field(request, "id"), form_field(request, "target")
-    accept = form_field(request, "decision") == "accept"
+    decision = form_field(request, "decision")
+    accept = decision == "accept"
     try:
+        if decision == "forget":
+            done = await ctx.learning.forget(Wish((example_id,)), _OWNER)
+            return back(request, _forgotten(example_id, done), to="/#review")
         if accept:
             await asyncio.to_thread(accept_review, ctx.store, example_id, target)
         else:
@@ -119,6 +124,15 @@ async def review(request: Request) -> HTTPResponse:
     await _audit(request, "review", example=example_id, accepted=accept)
     ctx.events.publish("example.reviewed", id=example_id, accepted=accept)
     return back(request, "It will be learnt in the next run." if accept else "Dropped.", to="/#review")
+
+
+def _forgotten(example_id: str, done: Forgotten) -> str:
+    if not done.adapters:
+        return "Forgotten: its text is on this box no more."
+    return (
+        f"Forgotten, but {', '.join(done.adapters)} had learnt from it before. "
+        f"`shammah queue forget {example_id} --retrain` gives that up, too."
+    )
 
 
 _THANKS = {

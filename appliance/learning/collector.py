@@ -201,8 +201,7 @@ class Collector:
             return False
         if not exchange.query.strip() or not exchange.response.strip():
             return False
-        answer = normalise(exchange.response)
-        if answer in examples.rejected_answers(exchange.query):
+        if examples.is_rejected(exchange.query, exchange.response):
             return False
         feedback = examples.feedback_on(exchange.completion_id, exchange.query, exchange.response)
         if feedback is not None:
@@ -212,7 +211,7 @@ class Collector:
             return False
         # Until a correction is learned the model goes on giving wrong answers, in ever new words.
         correction = examples.correction_of(exchange.query, exchange.messages)
-        return correction is None or normalise(correction.target or "") == answer
+        return correction is None or normalise(correction.target or "") == normalise(exchange.response)
 
     def _pause(self, error: ShammahError) -> None:
         if self._paused is None:

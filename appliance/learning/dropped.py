@@ -107,6 +107,11 @@ class DroppedIn:
             self._reject_unread(path, error)
             return None
         row = (adapter.sha256, adapter.size, adapter.meta)
+        if self._store.adapters.barred(adapter.sha256):
+            report = _report("It learned from what has been forgotten.", "forgotten", "Forgotten examples")
+            self._keep(name, *row, "rejected", report)
+            self._rejected(name, report["summary"])
+            return None
         self._keep(name, *row, "candidate", None)
         self._directory.mkdir(mode=0o700, exist_ok=True)
         try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from appliance.errors import Conflict, InvalidRequest, ShammahError
 from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.dropped import DroppedIn
+from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.retry import load_retry
 from appliance.learning.run import TRAINER, Runner, RunProgress
@@ -102,6 +103,7 @@ class Learning:
     async def start(self) -> None:
         """Take up what a crash left, then watch queue and directory."""
         self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._finish_forgetting)
         earlier = await asyncio.to_thread(self._dropped.reconcile)
         self._submit(self._recover)
         self._scheduler.start()
@@ -174,6 +176,60 @@ class Learning:
             last_run=last,
             review=examples.review_count(),
         )
+
+    async def forget(self, wish: Wish, actor: str) -> Forgotten:
+        """Forget examples, and on request what was learned from them; see `learning/forget.py`.
+
+        What has begun is finished even if the caller is cancelled.
+
+        Raises:
+            NotFound: there is no such example or device.
+            Conflict: a run is going on.
+            StorageFull: the disk is full; the next call or start goes on.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._forget(wish, actor)))
+
+    async def _forget(self, wish: Wish, actor: str) -> Forgotten:
+        async def step_back(adapters: Collection[str]) -> str | None:
+            return await self._switch.rollback(actor, reason="to forget what it learned", skip=adapters)
+
+        await asyncio.to_thread(self._hold_runs)
+        try:
+            done = await forget(
+                self._home,
+                self._store,
+                wish,
+                serving=self._switch.serving,
+                step_back=step_back,
+                actor=actor,
+            )
+        finally:
+            self._idle()
+        self._events.publish("example.forgotten", examples=len(done.examples), requeued=done.requeued)
+        if done.retrained:
+            self._events.publish("adapter.forgotten", adapters=list(done.adapters))
+        return done
+
+    def _hold_runs(self) -> None:
+        """Let no run begin until `_idle`."""
+        with self._lock:
+            if self._busy:
+                progress = self._runner.progress
+                raise Conflict(
+                    f"{progress.id} is going on, and may hold what is to be forgotten: try again when it has "
+                    "ended, or cancel it first."
+                    if progress
+                    else "A run is just ending; try again."
+                )
+            self._busy = True
+
+    def _finish_forgetting(self) -> None:
+        try:
+            finish_forgetting(self._home, self._store)
+        except (ShammahError, OSError):
+            logger.exception(
+                "What is to be forgotten could not be taken out of all files; next start tries again"
+            )
 
     async def consider(self, path: Path, fresh: bool = True) -> None:
         """Deal with an adapter file that appeared, changed or vanished.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from appliance.adapters.file import Adapter
@@ -74,8 +74,15 @@ class Switch:
         """
         await _finish(self._locked(lambda: self._promote(name, reason, actor, fingerprint)))
 
-    async def rollback(self, actor: str, *, reason: str = "rolled back") -> str | None:
+    async def rollback(
+        self, actor: str, *, reason: str = "rolled back", skip: Collection[str] = ()
+    ) -> str | None:
         """Go back to what was in service before, as far as it still exists; base in the end.
+
+        Args:
+            actor: who asked.
+            reason: why, for the history.
+            skip: adapters not to go back to.
 
         Returns:
             What is in service now.
@@ -83,7 +90,7 @@ class Switch:
         Raises:
             Conflict: base is in service, and there was nothing before it.
         """
-        return await _finish(self._locked(lambda: self._rollback(actor, reason)))
+        return await _finish(self._locked(lambda: self._rollback(actor, reason, skip)))
 
     async def previous(self) -> str | None:
         """What `rollback` would lead to.
@@ -97,8 +104,8 @@ class Switch:
         async with self._lock:
             return await act()
 
-    async def _rollback(self, actor: str, reason: str) -> str | None:
-        name = await asyncio.to_thread(self._previous)
+    async def _rollback(self, actor: str, reason: str, skip: Collection[str]) -> str | None:
+        name = await asyncio.to_thread(self._previous, skip)
         await self._promote(name, reason, actor, None)
         return name
 
@@ -125,6 +132,10 @@ class Switch:
     def _load(self, name: str) -> Adapter:
         adapter = self._registry.load(name)
         row = self._store.adapters.get(name)
+        if self._store.adapters.barred(adapter.sha256):
+            raise Conflict(
+                f"{name} learned from what has been forgotten: it cannot serve again.", param="name"
+            )
         if row is None or row.state == "candidate":
             raise Conflict(f"{name} has not been through the gate yet; try again when it has.", param="name")
         if row.sha256 != adapter.sha256:
@@ -155,7 +166,7 @@ class Switch:
         except ShammahError as error:
             logger.error("The engine could not go back to %s: %s", name or "base", error)
 
-    def _previous(self) -> str | None:
+    def _previous(self, skip: Collection[str] = ()) -> str | None:
         """Below the adapter in service, the last one that can still serve."""
         now = self._engine.adapter
         line = lineage(self._store.adapters.switches(HISTORY))
@@ -164,6 +175,8 @@ class Switch:
         for name in reversed(line):
             if name is None:
                 return None
+            if name in skip:
+                continue
             try:
                 self._load(name)
             except (NotFound, AdapterInvalid, Conflict):

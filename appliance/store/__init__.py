@@ -16,6 +16,7 @@ from appliance.store.audit import Audit
 from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
+from appliance.store.forgotten import Forgotten
 from appliance.store.keys import Keys
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
@@ -33,6 +34,7 @@ class Store:
         self.adapters = Adapters(database)
         self.keys = Keys(database)
         self.completions = Completions(database)
+        self.forgotten = Forgotten(database)
         self.audit = Audit(database)
         self.settings = Settings(database)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -61,7 +63,7 @@ def _row(row: sqlite3.Row) -> AdapterRow:
 
 
 class Adapters:
-    """The tables `adapters` and `switches`."""
+    """The tables `adapters`, `switches` and `barred`."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -101,6 +103,24 @@ class Adapters:
             ).rowcount
             if not changed:
                 raise NotFound(f"There is no adapter {name!r}.", param="name")
+
+    def bar(self, names: Iterable[str]) -> None:
+        """Never serve these again: they are rejected, and so is a copy of their files under any name."""
+        wanted = json.dumps([*names])
+        with self._db.transaction("adapters", "barred") as tx:
+            tx.execute(
+                "INSERT OR IGNORE INTO barred (sha256, adapter, at)"
+                " SELECT sha256, name, ? FROM adapters WHERE name IN (SELECT value FROM json_each(?))",
+                (time.time(), wanted),
+            )
+            tx.execute(
+                "UPDATE adapters SET state = 'rejected' WHERE name IN (SELECT value FROM json_each(?))",
+                (wanted,),
+            )
+
+    def barred(self, sha256: str) -> bool:
+        """Whether a file of that content may never serve again."""
+        return self._db.one("SELECT 1 FROM barred WHERE sha256 = ?", (sha256,)) is not None
 
     def record_switch(self, to: str | None, reason: str, actor: str) -> Switch:
         """Note that `to` is in service from now on, instead of what the last switch led to."""

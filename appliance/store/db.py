@@ -58,6 +58,8 @@ class Database:
                 # FULL flushes the WAL at every commit: what a call acknowledged survives a power cut.
                 self._writer.execute("PRAGMA synchronous = FULL")
                 self._writer.execute("PRAGMA journal_size_limit = 16777216")
+                # What is deleted is overwritten with zeros, and does not lie about in free pages.
+                self._writer.execute("PRAGMA secure_delete = ON")
                 migrate(self._writer)
             self._reader = self._connect()
             with self._explained():
@@ -144,6 +146,26 @@ class Database:
     def data_version(self) -> int:
         """A number that changes when anyone, in this process or another, has committed."""
         return int(self.value("PRAGMA data_version"))
+
+    def scrub(self) -> None:
+        """Leave no trace of deleted rows in the files: rewrite the database and empty the WAL.
+
+        `secure_delete` alone does not do it: the WAL keeps earlier versions of pages, and a page that was
+        split before a deletion may still hold a copy of what then moved to another one. Takes as long as
+        writing the whole file.
+
+        Raises:
+            StorageFull: there is no room for the copy.
+            Unavailable: another program reads from the store for longer than we wait.
+        """
+        with self._write_lock:
+            if self._owner is not None:
+                raise RuntimeError("the database cannot be rewritten inside a transaction")
+            with self._explained(), self._read_lock:
+                self._writer.execute("VACUUM")
+                busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise Unavailable(f"{self.path} is in use by another program; try again when it is done.")
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with the tables written, after each commit of this process.

@@ -53,7 +53,7 @@ class Example:
 
     Attributes:
         run_id: the run that holds, used or parked it.
-        superseded_by: the feedback that made it obsolete.
+        superseded_by: the feedback that made it obsolete; its own id when that has been forgotten.
         left_out: why its run does not train on it (see `learning/selection.py`).
     """
 

@@ -217,6 +217,20 @@ class Examples:
                 "UPDATE examples SET state = 'used' WHERE state = 'training' AND run_id = ?", (run_id,)
             ).rowcount
 
+    def requeue(self, run_ids: Iterable[str]) -> int:
+        """Put what these runs have learned back into the queue: their adapters are given up.
+
+        What people have superseded or rejected since stays where it is. Says how many are pending again.
+        """
+        with self._db.transaction("examples") as tx:
+            return tx.execute(
+                "UPDATE examples AS e SET state = 'pending', run_id = NULL"
+                " WHERE state = 'used' AND superseded_by IS NULL"
+                " AND run_id IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
+                " (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)",
+                (json.dumps([*run_ids]),),
+            ).rowcount
+
     def park(self, run_id: str) -> int:
         """Take what a run holds out of the queue until a person looks at it; says how many."""
         with self._db.transaction("examples") as tx:
@@ -343,9 +357,19 @@ class Examples:
                 (text_key(query), text_key(response)),
             )
 
+    def is_rejected(self, query: str, response: str) -> bool:
+        """Whether a person has said that `response` is not an answer to `query`."""
+        row = self._db.one(
+            "SELECT 1 FROM rejected WHERE query_key = ? AND answer_key = ?",
+            (text_key(query), text_key(response)),
+        )
+        return row is not None
+
     def rejected_answers(self, query: str) -> set[str]:
-        """The answers people have rejected for this query, normalised."""
-        rows = self._db.all("SELECT answer FROM rejected WHERE query_key = ?", (text_key(query),))
+        """The answers people have rejected for this query, normalised; without those since forgotten."""
+        rows = self._db.all(
+            "SELECT answer FROM rejected WHERE query_key = ? AND answer != ''", (text_key(query),)
+        )
         return {row[0] for row in rows}
 
     def correction_of(self, query: str, messages: Messages) -> Example | None:

@@ -153,6 +153,28 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE examples ADD COLUMN masked TEXT",
         "ALTER TABLE examples ADD COLUMN left_out TEXT",
     ),
+    # 3: forgetting. `forgotten` keeps of an example only its id, whose it was, and the runs that learned
+    # from it (JSON); `barred` names adapter files that may never serve again, whatever they are called.
+    # The indexes are what foreign keys look up for every example that is deleted.
+    (
+        """
+        CREATE TABLE forgotten (
+            example_id TEXT PRIMARY KEY,
+            device     TEXT,
+            at         REAL NOT NULL,
+            runs       TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE barred (
+            sha256  TEXT PRIMARY KEY,
+            adapter TEXT NOT NULL,
+            at      REAL NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX examples_superseded ON examples (superseded_by) WHERE superseded_by IS NOT NULL",
+        "CREATE INDEX rejected_example ON rejected (example_id) WHERE example_id IS NOT NULL",
+    ),
 )
 
 

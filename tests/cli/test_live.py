@@ -90,6 +90,23 @@ def test_the_store_is_shared(daemon: Daemon, beside: Beside) -> None:
     assert answered.status_code == 401
 
 
+def test_forgetting_goes_through_the_daemon(daemon: Daemon, beside: Beside) -> None:
+    secret = beside("keys", "create", "kitchen tablet").stdout.strip()
+    daemon.post(
+        "/v1/chat/completions",
+        json={
+            "messages": [{"role": "user", "content": "Is the oven off?"}],
+            "model": "shammah",
+            "max_tokens": 4,
+        },
+        headers={"Authorization": f"Bearer {secret}"},
+    )
+    done = beside("queue", "forget", "--device", "kitchen tablet")
+    assert done.stdout == "Examples forgotten: 1, stored answers: 1.\n", done.stderr
+    assert "Is the oven off?" not in daemon.home.queue.read_text()
+    assert "no example" in beside("queue", "forget", "a/b?c").stderr
+
+
 def test_switching_what_cannot_be_switched(daemon: Daemon, beside: Beside) -> None:
     for args in (("promote", "absent"), ("promote", "../x"), ("rollback",)):
         done = beside("adapters", *args)

@@ -9,6 +9,7 @@ import pytest
 from browsing import opened
 from daemons import Daemon, StartDaemon
 
+from appliance.store.examples import NewExample
 from appliance.store.owner import create_session, set_password
 
 PASSWORD = "correct horse battery"
@@ -92,6 +93,7 @@ class TestWithoutPassword:
             ("promote", {}, "Name the adapter"),
             ("feedback", {"completion_id": "chatcmpl-none", "rating": "up"}, "not kept any more"),
             ("review", {"id": "ex_none", "decision": "accept"}, "ex_none"),
+            ("review", {"id": "ex_none", "decision": "forget"}, "ex_none"),
             ("chat", {"message": "  "}, "Write a message first"),
             ("chat", {"message": "x" * 20_001}, "longer than 20,000"),
             ("cancel", {}, ""),
@@ -107,6 +109,17 @@ class TestWithoutPassword:
         assert "flash-bad" in after.text
         assert message in after.text
         assert "flash-bad" not in client.get("/").text
+
+    def test_a_draft_is_forgotten(self, daemon: Daemon, client: httpx.Client) -> None:
+        messages = [{"role": "user", "content": "Where is the spare key?"}]
+        new = NewExample("critique", "Where is the spare key?", "Here.", None, 10.0, messages, state="review")
+        with opened(daemon.home) as store:
+            example = store.examples.add(new)
+        assert 'value="forget"' in client.get("/").text
+        response = client.post("/console/review", data={"id": example.id, "decision": "forget"})
+        assert "its text is on this box no more" in client.get(response.headers["Location"]).text
+        with opened(daemon.home) as store:
+            assert store.examples.count() == 0
 
 
 @pytest.fixture(scope="module")
