@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.errors import Conflict
 from appliance.home import Home
 
 if TYPE_CHECKING:
+    from appliance.adapters.registry import Registry
     from appliance.model.bundle import Bundle
     from appliance.store import Store
 
@@ -49,3 +51,20 @@ def served_bundle(home: Home) -> Bundle:
     from appliance.model.bundle import load_bundle
 
     return load_bundle(home.models / load_config(home.config).model.name)
+
+
+def open_registry(home: Home) -> Registry:
+    """The directory of adapters, for the served bundle."""
+    from appliance.adapters.registry import Registry
+
+    return Registry(home, served_bundle(home).manifest)
+
+
+def adapter_path(home: Home, adapter: str) -> Path:
+    """The file of an adapter that is given by its name, or by a path to anywhere.
+
+    Raises:
+        NotFound: it is neither.
+    """
+    path = Path(adapter)
+    return path if path.suffix and path.is_file() else open_registry(home).path(adapter)

@@ -45,6 +45,9 @@ from appliance.learning.verdict import Judged, verdicts
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 
+HOPELESS = 3.0
+"""Times the perplexity of base: a candidate above it is rejected without being asked anything."""
+
 CACHE_ENTRIES = 50
 
 
@@ -81,17 +84,16 @@ class Gate:
         self._steps = general * sum(value is None for value in kept.values()) + 2 * selection.steps
         base = kept[None] or self._general(None)
         ref_general = (kept[reference] or self._general(reference)) if reference else base
-        ref_batch = self._particular(reference, selection)
         try:
-            new_general = kept[candidate] or self._general(candidate)
-            finite = math.isfinite(new_general.perplexity)
-            new_batch = self._particular(candidate, selection) if finite else NOTHING
+            new_general = kept[candidate] or self._general(candidate, HOPELESS * base.perplexity)
+            new_batch = self._particular(candidate, selection) if new_general.answers else NOTHING
         except Unavailable as error:
             return build_report(
                 [Check("runtime", "Works on this runtime", False, error.message)],
                 [],
                 time.monotonic() - started,
             )
+        ref_batch = self._particular(reference, selection) if new_general.answers else NOTHING
         against = reference.name if reference else "the base model"
         structure = Check(
             "structure",
@@ -120,8 +122,8 @@ class Gate:
             self._model.use(adapter)
         return self._model
 
-    def _general(self, adapter: Adapter | None) -> General:
-        found = measure_general(self._use(adapter), self._tokenizer, self._tick)
+    def _general(self, adapter: Adapter | None, worst: float = math.inf) -> General:
+        found = measure_general(self._use(adapter), self._tokenizer, self._tick, worst)
         self._remember(adapter, found)
         return found
 
@@ -158,7 +160,7 @@ class Gate:
             return None
 
     def _remember(self, adapter: Adapter | None, general: General) -> None:
-        if self._cache is None or not math.isfinite(general.perplexity):
+        if self._cache is None or not general.answers:
             return
         kept = {**self._kept(), self._key(adapter): asdict(general)}
         write_atomic(self._cache, json.dumps(dict(list(kept.items())[-CACHE_ENTRIES:])))

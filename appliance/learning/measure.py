@@ -40,6 +40,8 @@ class General:
         probes: by question of the probe set, whether it was answered.
         answers: to the same questions.
         fingerprint: greedy tokens after the engine's own probe prompt.
+
+    The last three are empty when it was given up after the perplexity.
     """
 
     perplexity: float
@@ -166,13 +168,18 @@ def question(example: Example) -> str:
     return str(content or "")
 
 
-def measure_general(model: OfflineModel, tokenizer: Tokenizer, tick: Tick) -> General:
-    """Perplexity, probe set and fingerprint of the adapter that `model` has."""
+def measure_general(
+    model: OfflineModel, tokenizer: Tokenizer, tick: Tick, worst: float = math.inf
+) -> General:
+    """Perplexity, probe set and fingerprint of the adapter that `model` has.
+
+    Perplexity only, when that is above `worst` or not finite: nothing it says would mean anything.
+    """
     tick("perplexity")
     tokens = tokenizer.encode(generic_text())[:GENERIC_TOKENS]
     perplexity = model.perplexity(tokens)
-    if not math.isfinite(perplexity):
-        return General(perplexity, (), (), ())  # nothing it says means anything
+    if not (math.isfinite(perplexity) and perplexity <= worst):
+        return General(perplexity, (), (), ())
     probes = load_probes()
     asked = [[_user(probe.question)] for probe in probes]
     answers = []

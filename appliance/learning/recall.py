@@ -27,9 +27,9 @@ _STOP = frozenset(
     re.findall(
         r"\w+",
         "a about all also am an and any are as at be been but by can did do does for from had has have he "
-        "her him his how i if in into is it its just me my of on or our out she so some than that the their them "
+        "her him his how i if in into is it its just me my of on or our out she so some than that the their "
         "then there these they this those to too up us very was we were what when where which who why will "
-        "with would you your s re ve ll d m",
+        "with would you your them s re ve ll d m",
     )
 )
 

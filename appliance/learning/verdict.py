@@ -40,7 +40,7 @@ def verdicts(judged: Judged, limits: GateConfig, against: str) -> list[Check]:
         against: what the reference is called in the report.
     """
     checks = [_perplexity(judged, limits)]
-    if not checks[0].passed and not math.isfinite(judged.candidate.perplexity):
+    if not judged.candidate.answers:
         return checks
     checks.append(_probes(judged, limits, against))
     checks += _sanity(judged, limits)
