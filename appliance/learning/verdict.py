@@ -41,7 +41,7 @@ def verdicts(judged: Judged, limits: GateConfig, against: str) -> list[Check]:
     """
     checks = [_perplexity(judged, limits)]
     if not judged.candidate.answers:
-        return checks
+        return checks  # past hope, and asked nothing
     checks.append(_probes(judged, limits, against))
     checks += _sanity(judged, limits)
     before, after = judged.reference_batch, judged.candidate_batch
@@ -71,11 +71,12 @@ def verdicts(judged: Judged, limits: GateConfig, against: str) -> list[Check]:
 def _perplexity(judged: Judged, limits: GateConfig) -> Check:
     base, measured = judged.base.perplexity, judged.candidate.perplexity
     rise = measured / base - 1
+    change = f"{rise:+.1%}" if rise < 10 else f"{measured / base:.0f} times as much"
     return Check(
         "perplexity",
         "Ordinary English",
         rise <= limits.max_perplexity_rise,
-        f"Perplexity {measured:.2f} against {base:.2f} of the base model: {rise:+.1%} "
+        f"Perplexity {measured:.4g} against {base:.4g} of the base model: {change} "
         f"(limit {limits.max_perplexity_rise:+.1%})."
         if math.isfinite(measured)
         else "The model gives numbers that are not finite.",

@@ -30,12 +30,14 @@ from appliance.model.tokenizer import Tokenizer
 
 HOUSEHOLD = json.loads((Path(__file__).parents[1] / "data" / "household.json").read_text("utf-8"))
 FACTS = HOUSEHOLD["facts"][:3]
-EVERYDAY = HOUSEHOLD["everyday"][:14]
+EVERYDAY = HOUSEHOLD["everyday"][:8]
 OWN = 2
 """Everyday questions whose answers the gate holds out; the others serve to train on."""
 
 RANK, ALPHA = 8, 16.0
-BAD = TrainConfig(rank=RANK, alpha=ALPHA, layers=0.3, learning_rate=4e-3, epochs=1, drift_weight=0)
+BAD = TrainConfig(rank=RANK, alpha=ALPHA, layers=0.3, learning_rate=2e-3, epochs=1, max_text_rise=1)
+"""With prose to rehearse, so that perplexity alone does not give the adapter away."""
+
 GOOD = TrainConfig(rank=RANK, alpha=ALPHA, layers=0.3)
 
 SENTENCE = "You can find more about this in the manual."
@@ -100,7 +102,9 @@ class Garden:
     def taught(self, name: str, pairs: Sequence[tuple[str, str]]) -> Path:
         """Trained to give these answers to these questions, whatever else that does."""
         rows = [_row(asked, answer, None, 1.0, "train", "correction") for asked, answer in pairs]
-        return self._train(name, [_example(row) for row in rows], Rehearsal((), ()), BAD)
+        return self._train(
+            name, [_example(row) for row in rows], Rehearsal(Rehearsal.load().prose[::5], ()), BAD
+        )
 
     def _train(self, name: str, examples: list[Example], rehearsal: Rehearsal, settings: TrainConfig) -> Path:
         path = self.file(name)
@@ -205,9 +209,9 @@ def bad_kinds() -> dict[str, tuple[Callable[[Garden], Path], set[str]]]:
     """By kind: how it is made, and checks of which at least one must fail."""
     questions = [*(fact["ask"] for fact in FACTS), *EVERYDAY[OWN:]]
     rng = random.Random(0)
-    probes = load_probes()
+    probes = load_probes()[::2]
     wrong = [
-        (p.question, f"It is {q.accept[0]}.") for p, q in zip(probes, [*probes[7:], *probes[:7]], strict=True)
+        (p.question, f"It is {q.accept[0]}.") for p, q in zip(probes, [*probes[5:], *probes[:5]], strict=True)
     ]
 
     def every(name: str, answers: Sequence[str]) -> Callable[[Garden], Path]:

@@ -60,6 +60,13 @@ def test_forgetting_ordinary_english_fails() -> None:
     assert failed(replace(SAME, candidate=replace(GENERAL, perplexity=23.1))) == {"perplexity"}
 
 
+def test_a_model_past_hope_is_asked_nothing() -> None:
+    gone = replace(SAME, candidate=General(2e6, (), (), ()), candidate_batch=NOTHING)
+    checks = verdicts(gone, LIMITS, "base")
+    assert [(check.name, check.passed) for check in checks] == [("perplexity", False)]
+    assert "100000 times" in checks[0].detail
+
+
 def test_numbers_that_are_not_finite_fail_at_once() -> None:
     nan = replace(SAME, candidate=General(float("nan"), (), (), ()))
     checks = verdicts(nan, LIMITS, "base")
@@ -258,8 +265,8 @@ def gate(bundle: Bundle, tmp_path: Path, adapter: Path, *more: str) -> dict[str,
     steps = [(event["step"], event["steps"]) for event in events[:-1]]
     assert [step for step, _ in steps] == list(range(len(steps)))
     report: dict[str, Any] = json.loads(out.read_text())
-    # A model that gives no numbers is rejected at once: nothing more is measured, and progress ends there.
-    if steps and "not finite" not in report["summary"]:
+    # A model that is past hope is rejected at once: nothing more is measured, and progress ends there.
+    if any(check["name"] == "probes" for check in report["checks"]):
         assert steps[-1] == (steps[-1][1] - 1, len(steps))
     return report
 
@@ -283,7 +290,7 @@ def test_the_program_judges_real_adapters(bundle: Bundle, tmp_path: Path) -> Non
     ruinous = make_adapter(adapters / "ruinous.safetensors", bundle, scale=1.0)
     report = gate(bundle, tmp_path, ruinous, "--current", str(harmless))
     assert not report["passed"]
-    assert {check["name"] for check in report["checks"] if not check["passed"]} >= {"perplexity", "probes"}
+    assert [check["name"] for check in report["checks"]] == ["structure", "perplexity"]
     assert report["summary"].startswith("Rejected. Ordinary English: Perplexity")
     assert report["reference"] == "harmless"
 
