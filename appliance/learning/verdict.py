@@ -15,6 +15,9 @@ from appliance.learning.sanity import mean_length, sanity_checks
 REJECTED_TOLERANCE = 0.1
 """A rejected answer may gain this much log probability: rounding, not learning."""
 
+NAMED = 6
+"""Lost probes that the report names."""
+
 HELDOUT_FLOOR = 1.0
 """Held-out loss is compared with at least this, in nats a token. A model that repeats itself has a
 loss near nothing, and a rise from 0.10 to 0.11 is not ten percent worse."""
@@ -97,11 +100,16 @@ def _probes(judged: Judged, limits: GateConfig, against: str) -> Check:
         "probes",
         "General knowledge",
         len(lost) <= limits.max_probe_drop,
-        f"{text} Lost: {' '.join(lost)}" if lost else text,
+        f"{text} Lost: {_some(lost)}" if lost else text,
         right,
         sum(judged.reference.probes),
         sum(judged.reference.probes) - limits.max_probe_drop,
     )
+
+
+def _some(questions: list[str]) -> str:
+    more = len(questions) - NAMED
+    return " ".join(questions[:NAMED]) + (f" And {more} more." if more > 0 else "")
 
 
 def _sanity(judged: Judged, limits: GateConfig) -> list[Check]:

@@ -79,6 +79,9 @@ def test_forgotten_knowledge_fails_beyond_the_limit() -> None:
 
     assert failed(lost(1)) == set()
     assert failed(lost(2)) == {"probes"}
+    detail = verdicts(lost(9), LIMITS, "base")[1].detail
+    assert detail.count("?") == 6
+    assert detail.endswith("And 3 more.")
     # What the adapter in service does not know either is not held against the candidate.
     both = replace(lost(5), reference=lost(5).candidate)
     assert failed(both) == set()
