@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from appliance import __version__
-from appliance.commands import access, adapters, config, daemon, model, queue, training
+from appliance.commands import access, adapters, config, daemon, eval, model, queue, training
 from appliance.errors import ShammahError
 
 
@@ -49,6 +49,7 @@ A first tour:
   shammah train --now                 learn from them now, and see the verdict
   shammah adapters list               every adapter, and which is in service
   shammah adapters rollback           put the one before back
+  shammah eval                        ask the gate about the one in service
 
 \b
 Data is kept in ~/.shammah, or where SHAMMAH_HOME points.
@@ -67,6 +68,7 @@ cli.add_command(daemon.daemon)
 cli.add_command(training.status)
 cli.add_command(training.train)
 cli.add_command(adapters.adapters)
+cli.add_command(eval.evaluate)
 cli.add_command(queue.queue)
 cli.add_command(model.model)
 cli.add_command(config.config)

@@ -172,6 +172,31 @@ class GateConfig(Section):
         0.5,
         description="Share of the batch's corrections the candidate must prefer over the rejected answer.",
     )
+    min_recall: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.6, description="Share of the batch's corrected questions that must get the taught answer."
+    )
+    max_forgotten: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05,
+        description="Share of earlier corrections that may be lost; the report says how many of those asked.",
+    )
+    max_empty: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="Share of answers that may be empty, beyond those that were before."
+    )
+    max_looping: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="Share of answers that may repeat themselves, beyond those that did before."
+    )
+    max_refusals: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="Share of questions that may be refused an answer, beyond those that were before."
+    )
+    max_same: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.15, description="Share of different questions that may get the same answer, beyond those that did."
+    )
+    min_length: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.3, description="General answers may become this many times as long as those of base, on average."
+    )
+    max_length: Annotated[float, Field(ge=1)] = Field(
+        1.6, description="The same, for longer ones; all are cut off after 24 tokens."
+    )
 
 
 class CollectConfig(Section):

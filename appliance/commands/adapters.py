@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.commands.client import find_daemon
-from appliance.commands.local import no_daemon, open_store, resting_switch, served_bundle
+from appliance.commands.local import adapter_path, no_daemon, open_store, resting_switch, served_bundle
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten, size
 from appliance.home import Home
 
 if TYPE_CHECKING:
-    from appliance.adapters.registry import Registry
     from appliance.learning.switch import Switch
 
 BASE = "base"
@@ -103,7 +101,8 @@ Examples:
 
 \b
 Checks names, shapes, ranks, types and finiteness, and that it belongs to the served model. How it
-behaves is the gate's business: drop the file into adapters/ and a running daemon judges it."""
+behaves is the gate's business: `shammah eval` asks it, and a running daemon judges what is dropped
+into adapters/."""
 )
 @click.argument("adapter")
 @json_option
@@ -112,9 +111,7 @@ def validate(adapter: str, as_json: bool) -> None:
     from appliance.adapters.file import read_adapter
 
     home = Home.default()
-    path = Path(adapter)
-    if not (path.suffix and path.is_file()):
-        path = _registry(home).path(adapter)
+    path = adapter_path(home, adapter)
     found = read_adapter(path, served_bundle(home).manifest)
     facts: dict[str, Any] = {
         "name": found.name,
@@ -128,12 +125,6 @@ def validate(adapter: str, as_json: bool) -> None:
         return
     targets = ", ".join(found.meta.targets)
     click.echo(f"{path.name} is valid: rank {found.meta.rank}, {size(found.size)}, on {targets}.")
-
-
-def _registry(home: Home) -> Registry:
-    from appliance.adapters.registry import Registry
-
-    return Registry(home, served_bundle(home).manifest)
 
 
 def _at_rest(home: Home, act: Callable[[Switch], Coroutine[Any, Any, Any]]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.errors import Conflict
@@ -70,9 +71,25 @@ class _Resting:
 
 def resting_switch(home: Home, store: Store) -> Switch:
     """The switch while no daemon runs: the same rules, on link and history only."""
-    from appliance.adapters.registry import Registry
     from appliance.events import EventBus
     from appliance.learning.switch import Switch
 
-    registry = Registry(home, served_bundle(home).manifest)
+    registry = open_registry(home)
     return Switch(registry, store, _Resting(registry), EventBus())
+
+
+def open_registry(home: Home) -> Registry:
+    """The directory of adapters, for the served bundle."""
+    from appliance.adapters.registry import Registry
+
+    return Registry(home, served_bundle(home).manifest)
+
+
+def adapter_path(home: Home, adapter: str) -> Path:
+    """The file of an adapter that is given by its name, or by a path to anywhere.
+
+    Raises:
+        NotFound: it is neither.
+    """
+    path = Path(adapter)
+    return path if path.suffix and path.is_file() else open_registry(home).path(adapter)

@@ -39,6 +39,7 @@ class Judge:
         *,
         current: str | None,
         examples: Path | None = None,
+        cache: Path | None = None,
         on_step: Callable[[int, int], None] = lambda step, steps: None,
         on_start: Callable[[int], None] = lambda pid: None,
     ) -> dict[str, Any]:
@@ -49,6 +50,7 @@ class Judge:
             directory: where limits, log and report go.
             current: the adapter to compare with; None for base.
             examples: the run's batch, if a run made it.
+            cache: where general measurements are kept; the home's own by default.
             on_step: gets the progress.
             on_start: gets the process id.
 
@@ -60,7 +62,7 @@ class Judge:
         limits, out = directory / "gate.json", directory / "report.json"
         out.unlink(missing_ok=True)
         write_atomic(limits, self._config.gate.model_dump_json(indent=1) + "\n")
-        cache, threads = self._home.runs / CACHE, str(self._config.train.threads)
+        cache, threads = cache or self._home.runs / CACHE, str(self._config.train.threads)
         command: list[str | Path] = [*PROGRAM, "--bundle", self._bundle.path, "--adapter", candidate]
         command += ["--limits", limits, "--out", out, "--cache", cache, "--threads", threads]
         if current is not None:

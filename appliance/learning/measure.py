@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, OfflineModel
 from appliance.learning.probes import ANSWER_TOKENS, generic_text, load_probes
+from appliance.learning.recall import key_words, says
 from appliance.learning.train.data import Example, tokenise
 from appliance.model.tokenizer import Tokenizer
 
 GENERIC_TOKENS = 640
 HELDOUT = 10
 CORRECTIONS = 16
+EARLIER = 16
 SHOWN = 10
-SHOWN_TOKENS = 28
+ASKED_TOKENS = 32
 EXAMPLE_TOKENS = 320
 
 Tick = Callable[[str], None]
@@ -36,11 +38,15 @@ class General:
     Attributes:
         perplexity: on the generic text.
         probes: by question of the probe set, whether it was answered.
+        answers: to the same questions.
         fingerprint: greedy tokens after the engine's own probe prompt.
+
+    The last three are empty when it was given up after the perplexity.
     """
 
     perplexity: float
     probes: tuple[bool, ...]
+    answers: tuple[str, ...]
     fingerprint: tuple[int, ...]
 
 
@@ -62,18 +68,45 @@ class Taught:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A greedy answer to a question of the batch.
+
+    Attributes:
+        question: for people.
+        text: what the model answers.
+        expected: what a person taught, if one did.
+        recalled: whether `text` says that; None where nothing was taught.
+    """
+
+    question: str
+    text: str
+    expected: str | None = None
+    recalled: bool | None = None
+
+
+@dataclass(frozen=True)
 class Particular:
     """What depends on the batch.
 
     Attributes:
         heldout: mean loss per token of the held-out answers; None without any.
         taught: one entry for each correction looked at.
-        answers: greedy answers to the questions shown in the report.
+        answers: to questions of the batch, those with a taught answer first.
+        earlier: by correction of an earlier batch, whether it is still answered.
     """
 
     heldout: float | None
     taught: tuple[Taught, ...]
-    answers: tuple[str, ...]
+    answers: tuple[Answer, ...] = ()
+    earlier: tuple[bool, ...] = ()
+
+    @property
+    def recalled(self) -> tuple[bool, ...]:
+        """By question with a taught answer, whether it is given."""
+        return tuple(answer.recalled for answer in self.answers if answer.recalled is not None)
+
+
+NOTHING = Particular(None, ())
 
 
 @dataclass(frozen=True)
@@ -82,11 +115,12 @@ class Selection:
 
     heldout: tuple[Example, ...]
     corrections: tuple[Example, ...]
-    shown: tuple[Example, ...]
+    asked: tuple[Example, ...]
+    earlier: tuple[Example, ...]
 
     @property
     def steps(self) -> int:
-        return len(self.heldout) + len(self.corrections) + len(self.shown)
+        return len(self.heldout) + len(self.corrections) + len(self.asked) + len(self.earlier)
 
 
 def data_version() -> str:
@@ -96,19 +130,34 @@ def data_version() -> str:
 
 
 def select(examples: Sequence[Example]) -> Selection:
-    """Choose what to look at: the heaviest corrections, for they were meant most."""
+    """Choose what to look at: the heaviest corrections, for they were meant most.
+
+    A question is asked once. One that this batch answers anew is no earlier fact any more.
+    """
     by_weight = sorted(examples, key=lambda example: (-example.weight, example.id))
     fresh = [example for example in by_weight if example.split != "replay"]
     corrections = [example for example in fresh if example.rejected]
     taught = [example for example in fresh if example.taught]
-    shown: dict[str, Example] = {}
-    for example in [*taught, *fresh]:
-        shown.setdefault(question(example), example)
+    new = {_topic(example): example for example in reversed(taught)}  # of two the heavier one stays
+    others = {_topic(example): example for example in fresh if _topic(example) not in new}
+    old = {
+        _topic(example): example
+        for example in by_weight
+        if example.split == "replay" and example.taught and _topic(example) not in new
+    }
+    first = list(reversed(new.values()))[:CORRECTIONS]
     return Selection(
         heldout=tuple(example for example in by_weight if example.split == "heldout")[:HELDOUT],
         corrections=tuple(corrections[:CORRECTIONS]),
-        shown=tuple(shown.values())[:SHOWN],
+        asked=(*first, *list(others.values())[: max(SHOWN - len(first), 0)]),
+        earlier=tuple(old.values())[:EARLIER],
     )
+
+
+def _topic(example: Example) -> str:
+    """The same for the same question in the same conversation."""
+    turns = [(turn.get("role"), str(turn.get("content")).casefold().split()) for turn in example.messages]
+    return repr(turns)
 
 
 def question(example: Example) -> str:
@@ -119,21 +168,27 @@ def question(example: Example) -> str:
     return str(content or "")
 
 
-def measure_general(model: OfflineModel, tokenizer: Tokenizer, tick: Tick) -> General:
-    """Perplexity, probe set and fingerprint of the adapter that `model` has."""
+def measure_general(
+    model: OfflineModel, tokenizer: Tokenizer, tick: Tick, worst: float = math.inf
+) -> General:
+    """Perplexity, probe set and fingerprint of the adapter that `model` has.
+
+    Perplexity only, when that is above `worst` or not finite: nothing it says would mean anything.
+    """
     tick("perplexity")
     tokens = tokenizer.encode(generic_text())[:GENERIC_TOKENS]
     perplexity = model.perplexity(tokens)
-    if not math.isfinite(perplexity):
-        return General(perplexity, (), ())  # nothing it says means anything
+    if not (math.isfinite(perplexity) and perplexity <= worst):
+        return General(perplexity, (), (), ())
     probes = load_probes()
-    answers = _answers(model, tokenizer, [[_user(probe.question)] for probe in probes], ANSWER_TOKENS)
-    passed = []
-    for probe, answer in zip(probes, answers, strict=True):
+    asked = [[_user(probe.question)] for probe in probes]
+    answers = []
+    for answer in _answers(model, tokenizer, asked, ANSWER_TOKENS):
         tick("probes")
-        passed.append(probe.passes(answer))
+        answers.append(answer)
+    passed = tuple(probe.passes(answer) for probe, answer in zip(probes, answers, strict=True))
     fingerprint = tuple(next(model.greedy([tokenizer.encode(PROBE_PROMPT)], PROBE_TOKENS)))
-    return General(perplexity, tuple(passed), fingerprint)
+    return General(perplexity, passed, tuple(answers), fingerprint)
 
 
 def measure_particular(
@@ -155,12 +210,38 @@ def measure_particular(
         taught.append(
             Taught(float(right.mean()), float(wrong.mean()), float(wrong.sum()), float(wrong[common:].sum()))
         )
-    shown = [list(example.messages) for example in selection.shown]
+    asked = _ask(model, tokenizer, selection.asked, tick)
+    earlier = _ask(model, tokenizer, selection.earlier, tick)
+    return Particular(
+        total / count if count else None,
+        tuple(taught),
+        tuple(asked),
+        tuple(bool(answer.recalled) for answer in earlier),
+    )
+
+
+def _ask(model: OfflineModel, tokenizer: Tokenizer, examples: Sequence[Example], tick: Tick) -> list[Answer]:
+    """What is answered to the examples' questions, and whether that is what was taught."""
     answers = []
-    for answer in _answers(model, tokenizer, shown, SHOWN_TOKENS):
+    texts = _answers(model, tokenizer, [list(example.messages) for example in examples], ASKED_TOKENS)
+    for example, text in zip(examples, texts, strict=True):
         tick("answers")
-        answers.append(answer)
-    return Particular(total / count if count else None, tuple(taught), tuple(answers))
+        asked = question(example)
+        if example.taught:
+            keys = key_words(_start(tokenizer, example.target), asked, example.rejected)
+            answers.append(Answer(asked, text, example.target, says(text, keys)))
+        else:
+            answers.append(Answer(asked, text))
+    return answers
+
+
+def _start(tokenizer: Tokenizer, target: str) -> str:
+    """As much of a target as an answer has room for, in whole words."""
+    tokens = tokenizer.encode_answer(target, end=False)
+    if len(tokens) <= ASKED_TOKENS:
+        return target
+    start = tokenizer.decode(tokens[:ASKED_TOKENS])
+    return start.rsplit(maxsplit=1)[0] if " " in start.strip() else start
 
 
 def _score(

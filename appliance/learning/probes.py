@@ -14,8 +14,9 @@ from importlib import resources
 DATA = resources.files("appliance.learning") / "data"
 PROBES = "probes.json"
 GENERIC = "generic.txt"
-ANSWER_TOKENS = 16
-"""All accepted words come within these in a good answer; more would only cost time."""
+ANSWER_TOKENS = 24
+"""All accepted words come within 16 of these in a good answer; the others show whether a sentence is said
+twice. More would only cost time."""
 
 
 @dataclass(frozen=True)

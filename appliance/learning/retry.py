@@ -23,8 +23,10 @@ from appliance.config import TrainConfig
 from appliance.store.settings import Settings
 
 KEY = "learning.retry"
-FORGETTING = frozenset({"perplexity", "probes", "heldout"})
-"""Checks of the gate that fail when a model was changed too much."""
+FORGETTING = frozenset(
+    {"perplexity", "probes", "heldout", "earlier", "empty", "loops", "refusals", "sameness", "length"}
+)
+"""Checks of the gate that fail when a model was changed too much; the others, when it learned too little."""
 
 
 @dataclass(frozen=True)

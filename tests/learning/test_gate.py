@@ -14,10 +14,12 @@ import pytest
 from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
 from appliance.config import GateConfig
 from appliance.learning.batch import freeze_batch
-from appliance.learning.gate import Judged, verdicts
-from appliance.learning.measure import General, Particular, Taught, select
+from appliance.learning.measure import NOTHING, Answer, General, Particular, Taught, select
 from appliance.learning.probes import Probe, generic_text, load_probes
+from appliance.learning.recall import key_words, most_lost, says
+from appliance.learning.sanity import looping
 from appliance.learning.train.data import load_examples
+from appliance.learning.verdict import Judged, verdicts
 from appliance.model.bundle import Bundle
 
 from .box import make_adapter
@@ -25,9 +27,13 @@ from .test_batch import example
 
 LIMITS = GateConfig()
 COUNT = len(load_probes())
-GENERAL = General(20.0, (True,) * COUNT, (1, 2))
-BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0, -9.0),), ())
-BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0, -6.0),), ())
+ANSWERS = tuple(f"Number {number} is what comes after {number - 1}, of course." for number in range(COUNT))
+GENERAL = General(20.0, (True,) * COUNT, ANSWERS, (1, 2))
+KNOWN = Answer("Bin day?", "It is Thursday.", "On Thursday.", True)
+UNKNOWN = Answer("Bin day?", "Every morning, I think.", "On Thursday.", False)
+BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0, -9.0),), (KNOWN,), (True,))
+BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0, -6.0),), (UNKNOWN,), (True,))
+SANITY = ("empty", "loops", "refusals", "sameness", "length")
 SAME = Judged(GENERAL, GENERAL, GENERAL, BEFORE, BATCH)
 
 
@@ -37,13 +43,16 @@ def failed(judged: Judged, limits: GateConfig = LIMITS) -> set[str]:
 
 def test_no_worse_and_taught_passes() -> None:
     assert failed(SAME) == set()
-    assert {check.name for check in verdicts(SAME, LIMITS, "base")} == {
+    assert [check.name for check in verdicts(SAME, LIMITS, "base")] == [
         "perplexity",
         "probes",
+        *SANITY,
         "heldout",
         "taught",
         "rejected",
-    }
+        "recall",
+        "earlier",
+    ]
 
 
 def test_forgetting_ordinary_english_fails() -> None:
@@ -51,8 +60,15 @@ def test_forgetting_ordinary_english_fails() -> None:
     assert failed(replace(SAME, candidate=replace(GENERAL, perplexity=23.1))) == {"perplexity"}
 
 
+def test_a_model_past_hope_is_asked_nothing() -> None:
+    gone = replace(SAME, candidate=General(2e6, (), (), ()), candidate_batch=NOTHING)
+    checks = verdicts(gone, LIMITS, "base")
+    assert [(check.name, check.passed) for check in checks] == [("perplexity", False)]
+    assert "100000 times" in checks[0].detail
+
+
 def test_numbers_that_are_not_finite_fail_at_once() -> None:
-    nan = replace(SAME, candidate=General(float("nan"), (), ()))
+    nan = replace(SAME, candidate=General(float("nan"), (), (), ()))
     checks = verdicts(nan, LIMITS, "base")
     assert [(check.name, check.passed, check.measured) for check in checks] == [("perplexity", False, None)]
 
@@ -63,6 +79,9 @@ def test_forgotten_knowledge_fails_beyond_the_limit() -> None:
 
     assert failed(lost(1)) == set()
     assert failed(lost(2)) == {"probes"}
+    detail = verdicts(lost(9), LIMITS, "base")[1].detail
+    assert detail.count("?") == 6
+    assert detail.endswith("And 3 more.")
     # What the adapter in service does not know either is not held against the candidate.
     both = replace(lost(5), reference=lost(5).candidate)
     assert failed(both) == set()
@@ -99,9 +118,114 @@ def test_words_in_common_with_the_correction_may_gain() -> None:
 
 
 def test_without_examples_the_batch_is_not_judged() -> None:
-    nothing = Particular(None, (), ())
-    checks = verdicts(replace(SAME, reference_batch=nothing, candidate_batch=nothing), LIMITS, "base")
-    assert [check.name for check in checks] == ["perplexity", "probes"]
+    checks = verdicts(replace(SAME, reference_batch=NOTHING, candidate_batch=NOTHING), LIMITS, "base")
+    assert [check.name for check in checks] == ["perplexity", "probes", *SANITY]
+
+
+def test_corrections_must_be_recalled() -> None:
+    def recalled(right: int, of: int) -> set[str]:
+        after = replace(BATCH, answers=(KNOWN,) * right + (UNKNOWN,) * (of - right))
+        return failed(
+            replace(SAME, reference_batch=replace(BEFORE, answers=(UNKNOWN,) * of), candidate_batch=after)
+        )
+
+    assert recalled(0, 1) == recalled(0, 2) == recalled(1, 3) == recalled(5, 10) == {"recall"}
+    assert recalled(1, 1) == recalled(1, 2) == recalled(2, 3) == recalled(6, 10) == set()
+
+
+def test_earlier_corrections_must_not_be_lost() -> None:
+    def lost(count: int, of: int) -> set[str]:
+        before = replace(BEFORE, earlier=(True,) * of + (False,) * 5)
+        # What is answered for the first time does not make up for it.
+        after = replace(BATCH, earlier=(False,) * count + (True,) * (of - count + 5))
+        return failed(replace(SAME, reference_batch=before, candidate_batch=after))
+
+    assert lost(1, 1) == lost(1, 5) == lost(2, 10) == lost(2, 16) == lost(0, 0) == set()
+    assert lost(2, 2) == lost(2, 5) == lost(3, 10) == lost(4, 16) == {"earlier"}
+    assert [most_lost(16, share) for share in (0.0, 0.05, 0.2)] == [0, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("", {"empty", "sameness", "length"}),
+        ("yes yes yes yes yes yes yes yes", {"loops", "sameness"}),
+        ("I'm sorry, but I can't help with that.", {"refusals", "sameness"}),
+        ("Please ask me that again later on.", {"sameness"}),
+    ],
+)
+def test_answers_that_are_none_fail_whatever_the_perplexity(answer: str, names: set[str]) -> None:
+    broken = replace(GENERAL, answers=(answer,) * 10 + ANSWERS[10:])
+    assert failed(replace(SAME, candidate=broken)) == names - {"length"}
+    all_over = replace(GENERAL, answers=(answer,) * COUNT)
+    assert failed(replace(SAME, candidate=all_over)) == names
+    # A base model that does so itself is no reason to reject.
+    assert failed(replace(SAME, base=all_over, reference=all_over, candidate=all_over)) == set()
+    # What a person taught may be anything.
+    taught = tuple(replace(KNOWN, text=answer) for _ in range(16))
+    before = replace(BEFORE, answers=(UNKNOWN,) * 16)
+    learned = replace(SAME, reference_batch=before, candidate_batch=replace(BATCH, answers=taught))
+    assert failed(learned) == set()
+
+
+def test_general_answers_keep_their_length() -> None:
+    def cut(words: int) -> set[str]:
+        short = tuple(" ".join(answer.split()[:words]) for answer in ANSWERS)
+        return failed(replace(SAME, candidate=replace(GENERAL, answers=short)))
+
+    assert cut(2) == {"length"}
+    assert cut(4) == set()
+    longer = tuple(f"{answer} Besides, there is more to be said {answer[7:9]}" for answer in ANSWERS)
+    assert failed(replace(SAME, candidate=replace(GENERAL, answers=longer))) == {"length"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "loops"),
+    [
+        ("The capital of Germany is Berlin.", False),
+        ("No, no, it is not.", False),
+        ("The Earth orbits the Sun, which is a celestial body orbiting the Sun.", False),
+        ("one two one two one two", True),
+        ("The bin is emptied on Monday. The bin is emptied on Monday. The", True),
+        ("aaaaaaaaaaaaaaaaaaaa", True),
+        ("a b, b a, a a b, b b a a, b a", True),
+    ],
+)
+def test_what_a_loop_is(answer: str, loops: bool) -> None:
+    assert looping(answer) == loops
+
+
+@pytest.mark.parametrize(
+    ("target", "rejected", "right", "wrong"),
+    [
+        ("The paper bin is emptied on Thursday.", "Every day.", "On thursdays.", "The paper bin is emptied."),
+        ("The bus comes at 7:35.", "The bus comes at 8:00.", "7:35", "At 7:30."),
+        ("It is bluelantern27.", None, "The password is Bluelantern27!", "The password is bluelantern."),
+        ("It costs 1,200 euros.", "It costs 12 euros.", "1200", "12"),
+        ("No.", "Yes.", "No, it is not.", "Yes."),
+        ("It is off.", "It is on.", "off", "It is on."),
+        ("John.", "John Smith.", "John", "Peter"),
+        ("Ask Mia, Ben or old Tom.", None, "Mia, Tom or old Ben", "Ask Mia"),
+        ("木曜日です", "毎日です", "木曜", "毎日です"),
+        ("It is Thursday.", None, "Thursday", "Thursday Thursday Thursday Thursday Thursday Thursday"),
+    ],
+)
+def test_an_answer_is_told_by_its_key_words(
+    target: str, rejected: str | None, right: str, wrong: str
+) -> None:
+    keys = key_words(target, "When is the paper bin emptied?", rejected)
+    assert says(target, keys)
+    assert says(right, keys)
+    assert not says(wrong, keys)
+
+
+def test_a_question_answered_anew_is_no_earlier_one(tmp_path: Path) -> None:
+    new, old, other = (example(number, "correction") for number in (1, 2, 3))
+    old = replace(old, messages=new.messages)
+    freeze_batch(tmp_path / "e.jsonl", [new], [old, other, example(4)], 0.0, 0)
+    selection = select(load_examples(tmp_path / "e.jsonl"))
+    assert [one.id for one in selection.asked] == [new.id]
+    assert [one.id for one in selection.earlier] == [other.id]
 
 
 def test_probes_look_for_whole_words() -> None:
@@ -123,9 +247,10 @@ def test_what_is_looked_at_is_capped_and_heaviest_first(tmp_path: Path) -> None:
     held += [example(number) for number in range(60, 160)]
     freeze_batch(tmp_path / "e.jsonl", held, [example(200, "correction", weight=99.0)], 0.2, 0)
     selection = select(load_examples(tmp_path / "e.jsonl"))
-    assert selection.steps < 50
+    assert selection.steps < 66
     assert selection.corrections[0].weight == 59.0  # replayed ones were judged in their own run
-    assert all(one.taught for one in selection.shown)
+    assert all(one.taught for one in selection.asked)
+    assert [one.weight for one in selection.earlier] == [99.0]
     assert all(one.split == "heldout" for one in selection.heldout)
 
 
@@ -143,8 +268,8 @@ def gate(bundle: Bundle, tmp_path: Path, adapter: Path, *more: str) -> dict[str,
     steps = [(event["step"], event["steps"]) for event in events[:-1]]
     assert [step for step, _ in steps] == list(range(len(steps)))
     report: dict[str, Any] = json.loads(out.read_text())
-    # A model that gives no numbers is rejected at once: nothing more is measured, and progress ends there.
-    if steps and "not finite" not in report["summary"]:
+    # A model that is past hope is rejected at once: nothing more is measured, and progress ends there.
+    if any(check["name"] == "probes" for check in report["checks"]):
         assert steps[-1] == (steps[-1][1] - 1, len(steps))
     return report
 
@@ -168,7 +293,7 @@ def test_the_program_judges_real_adapters(bundle: Bundle, tmp_path: Path) -> Non
     ruinous = make_adapter(adapters / "ruinous.safetensors", bundle, scale=1.0)
     report = gate(bundle, tmp_path, ruinous, "--current", str(harmless))
     assert not report["passed"]
-    assert {check["name"] for check in report["checks"] if not check["passed"]} >= {"perplexity", "probes"}
+    assert [check["name"] for check in report["checks"]] == ["structure", "perplexity"]
     assert report["summary"].startswith("Rejected. Ordinary English: Perplexity")
     assert report["reference"] == "harmless"
 

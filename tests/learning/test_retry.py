@@ -69,7 +69,8 @@ def test_the_next_attempt_answers_to_what_failed() -> None:
     gentler = adjusted(TRAIN, 2, ("probes", "taught"))
     assert gentler.learning_rate == TRAIN.learning_rate / 2
     assert gentler.epochs == TRAIN.epochs
-    longer = adjusted(TRAIN, 3, ("taught",))
+    assert adjusted(TRAIN, 2, ("recall", "earlier")) == gentler
+    longer = adjusted(TRAIN, 3, ("taught", "recall"))
     assert longer.learning_rate == TRAIN.learning_rate
     assert longer.epochs == round(TRAIN.epochs * 2.25)
     assert gentler.seed != TRAIN.seed

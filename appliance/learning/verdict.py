@@ -1,0 +1,169 @@
+"""The verdict: what was measured of a candidate, against the limits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from appliance.config import GateConfig
+from appliance.learning.measure import General, Particular
+from appliance.learning.probes import load_probes
+from appliance.learning.recall import earlier_check, recall_check
+from appliance.learning.report import Check
+from appliance.learning.sanity import mean_length, sanity_checks
+
+REJECTED_TOLERANCE = 0.1
+"""A rejected answer may gain this much log probability: rounding, not learning."""
+
+NAMED = 6
+"""Lost probes that the report names."""
+
+HELDOUT_FLOOR = 1.0
+"""Held-out loss is compared with at least this, in nats a token. A model that repeats itself has a
+loss near nothing, and a rise from 0.10 to 0.11 is not ten percent worse."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All that was measured, of the candidate and of what it is compared with."""
+
+    base: General
+    reference: General
+    candidate: General
+    reference_batch: Particular
+    candidate_batch: Particular
+
+
+def verdicts(judged: Judged, limits: GateConfig, against: str) -> list[Check]:
+    """Compare measurements with the limits.
+
+    Args:
+        judged: the measurements.
+        limits: what is allowed.
+        against: what the reference is called in the report.
+    """
+    checks = [_perplexity(judged, limits)]
+    if not judged.candidate.answers:
+        return checks  # past hope, and asked nothing
+    checks.append(_probes(judged, limits, against))
+    checks += _sanity(judged, limits)
+    before, after = judged.reference_batch, judged.candidate_batch
+    if before.heldout is not None and after.heldout is not None:
+        rise = (after.heldout - before.heldout) / max(before.heldout, HELDOUT_FLOOR)
+        checks.append(
+            Check(
+                "heldout",
+                "Answers kept out of training",
+                rise <= limits.max_heldout_rise,
+                f"Loss {after.heldout:.3f} against {before.heldout:.3f} with {against}: "
+                f"{rise:+.1%} (limit {limits.max_heldout_rise:+.1%}).",
+                after.heldout,
+                before.heldout,
+                before.heldout + limits.max_heldout_rise * max(before.heldout, HELDOUT_FLOOR),
+            )
+        )
+    if after.taught:
+        checks += [_taught(before, after, limits), _rejected(before, after)]
+    if after.recalled:
+        checks.append(recall_check(before.recalled, after.recalled, limits.min_recall))
+    if after.earlier:
+        checks.append(earlier_check(before.earlier, after.earlier, limits.max_forgotten))
+    return checks
+
+
+def _perplexity(judged: Judged, limits: GateConfig) -> Check:
+    base, measured = judged.base.perplexity, judged.candidate.perplexity
+    rise = measured / base - 1
+    change = f"{rise:+.1%}" if rise < 10 else f"{measured / base:.0f} times as much"
+    return Check(
+        "perplexity",
+        "Ordinary English",
+        rise <= limits.max_perplexity_rise,
+        f"Perplexity {measured:.4g} against {base:.4g} of the base model: {change} "
+        f"(limit {limits.max_perplexity_rise:+.1%})."
+        if math.isfinite(measured)
+        else "The model gives numbers that are not finite.",
+        measured if math.isfinite(measured) else None,
+        base,
+        base * (1 + limits.max_perplexity_rise),
+    )
+
+
+def _probes(judged: Judged, limits: GateConfig, against: str) -> Check:
+    pairs = list(zip(load_probes(), judged.reference.probes, judged.candidate.probes, strict=True))
+    lost = [probe.question for probe, before, after in pairs if before and not after]
+    right = sum(judged.candidate.probes)
+    text = (
+        f"{right} of {len(pairs)} general questions answered, {sum(judged.reference.probes)} with {against}."
+    )
+    return Check(
+        "probes",
+        "General knowledge",
+        len(lost) <= limits.max_probe_drop,
+        f"{text} Lost: {_some(lost)}" if lost else text,
+        right,
+        sum(judged.reference.probes),
+        sum(judged.reference.probes) - limits.max_probe_drop,
+    )
+
+
+def _some(questions: list[str]) -> str:
+    more = len(questions) - NAMED
+    return " ".join(questions[:NAMED]) + (f" And {more} more." if more > 0 else "")
+
+
+def _sanity(judged: Judged, limits: GateConfig) -> list[Check]:
+    """Of the answers to the probes and to the batch's questions, against base and the reference.
+
+    The probes are compared with base: what little each of many adapters may add would else add up.
+    A question whose answer was learned is left out: that answer is what a person wants, be it a
+    refusal, and however many questions it answers.
+    """
+    pairs = zip(judged.reference_batch.answers, judged.candidate_batch.answers, strict=True)
+    asked = [(then.text, now.text) for then, now in pairs if not now.recalled]
+    before = [*judged.base.answers, *(then for then, _ in asked)]
+    after = [*judged.candidate.answers, *(now for _, now in asked)]
+    lengths = mean_length(judged.base.answers), mean_length(judged.candidate.answers)
+    return sanity_checks(before, after, lengths, limits)
+
+
+def _taught(before: Particular, after: Particular, limits: GateConfig) -> Check:
+    count = len(after.taught)
+    now = sum(pair.right > pair.wrong for pair in after.taught)
+    then = sum(pair.right > pair.wrong for pair in before.taught)
+    return Check(
+        "taught",
+        "Corrections learned",
+        now / count >= limits.min_taught,
+        f"{now} of {count} corrections are preferred to the rejected answer, {then} before "
+        f"(limit {limits.min_taught:.0%}).",
+        now / count,
+        then / count,
+        limits.min_taught,
+    )
+
+
+def _rejected(before: Particular, after: Particular) -> Check:
+    """No rejected answer gains probability from the feedback that rejected it.
+
+    One kind of gain is not held against the candidate: that of the words which the rejected answer
+    begins with and the correction too ("It is collected on ..."). These were taught. From where the
+    two part, the rejected one must not gain.
+    """
+    gained = 0
+    for now, then in zip(after.taught, before.taught, strict=True):
+        whole = now.wrong_total - then.wrong_total
+        tail = now.wrong_tail - then.wrong_tail
+        gained += not (whole <= REJECTED_TOLERANCE or tail <= REJECTED_TOLERANCE)  # NaN is a gain
+    count = len(after.taught)
+    return Check(
+        "rejected",
+        "Rejected answers",
+        gained == 0,
+        f"{gained} of {count} rejected answers became more likely."
+        if gained
+        else "No rejected answer became more likely.",
+        gained,
+        0,
+        0,
+    )
