@@ -10,12 +10,13 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test lint format install browser lock docs peers clean help
+.PHONY: run test planted lint format install browser lock docs peers clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make run     set up and start the daemon on $(BIND)"
 	@echo "make test    set up and run all tests          (ARGS=\"tests/cli -x\" for some)"
+	@echo "make planted bad adapters of twenty kinds at the gate; minutes, and not part of make test"
 	@echo "make lint    ruff and mypy                     (make format mends what can be mended)"
 	@echo "make docs    write docs/config.md from the code"
 	@echo "make lock    write requirements/*.txt from pyproject.toml"
@@ -30,6 +31,9 @@ install: .venv/.train
 
 test: .venv/.dev browser
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+planted: .venv/.dev
+	$(BIN)/python -m pytest -m planted tests/learning/test_planted.py $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

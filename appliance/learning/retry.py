@@ -23,6 +23,9 @@ from appliance.config import TrainConfig
 from appliance.store.settings import Settings
 
 KEY = "learning.retry"
+GENTLER = 1.5
+"""The learning rate of an attempt after one that forgot: at two thirds most is still learned."""
+
 FORGETTING = frozenset(
     {"perplexity", "probes", "heldout", "earlier", "empty", "loops", "refusals", "sameness", "length"}
 )
@@ -74,7 +77,7 @@ def adjusted(train: TrainConfig, attempt: int, failed: Sequence[str]) -> TrainCo
         return train
     changes: dict[str, float] = {"seed": train.seed + attempt - 1}
     if FORGETTING & set(failed):
-        changes["learning_rate"] = train.learning_rate / 2 ** (attempt - 1)
+        changes["learning_rate"] = train.learning_rate / GENTLER ** (attempt - 1)
     else:
         changes["epochs"] = min(100, round(train.epochs * 1.5 ** (attempt - 1)))
     return train.model_copy(update=changes)

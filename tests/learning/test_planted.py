@@ -20,7 +20,7 @@ from .planted import Garden, bad_kinds
 KINDS = bad_kinds()
 Judge = Callable[..., dict[str, Any]]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.planted]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.config import LoraConfig, TrainConfig
 from appliance.home import Home
-from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
+from appliance.learning.retry import GENTLER, Retry, adjusted, load_retry, pause_seconds, save_retry
 from appliance.learning.scheduler import find_due
 from appliance.store import Store
 
@@ -67,7 +67,7 @@ def test_the_next_attempt_answers_to_what_failed() -> None:
     assert adjusted(TRAIN, 1, ()) is TRAIN
     assert adjusted(TRAIN, 2, ()) is TRAIN  # it died: nothing is wrong with the settings
     gentler = adjusted(TRAIN, 2, ("probes", "taught"))
-    assert gentler.learning_rate == TRAIN.learning_rate / 2
+    assert gentler.learning_rate == TRAIN.learning_rate / GENTLER
     assert gentler.epochs == TRAIN.epochs
     assert adjusted(TRAIN, 2, ("recall", "earlier")) == gentler
     longer = adjusted(TRAIN, 3, ("taught", "recall"))

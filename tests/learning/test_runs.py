@@ -20,7 +20,7 @@ import pytest
 
 from appliance.errors import Conflict, InvalidRequest, StorageFull
 from appliance.home import Home
-from appliance.learning.retry import load_retry
+from appliance.learning.retry import GENTLER, load_retry
 from appliance.learning.run import Runner
 from appliance.model.bundle import Bundle
 from appliance.store import Store
@@ -102,7 +102,7 @@ async def test_a_rejected_batch_is_tried_again_with_other_settings_then_parked(
             json.loads((home.runs / name / "train.json").read_text())["learning_rate"]
             for name in (run.id, second.id)
         ]
-        assert rates == [box.config.train.learning_rate, box.config.train.learning_rate / 2]
+        assert rates == [box.config.train.learning_rate, box.config.train.learning_rate / GENTLER]
         assert box.engine.adapter is None
         assert box.registry.current() is None
         rows = box.store.adapters.list()
