@@ -30,7 +30,7 @@ from appliance.model.tokenizer import Tokenizer
 
 HOUSEHOLD = json.loads((Path(__file__).parents[1] / "data" / "household.json").read_text("utf-8"))
 FACTS = HOUSEHOLD["facts"][:3]
-EVERYDAY = HOUSEHOLD["everyday"][:8]
+EVERYDAY = HOUSEHOLD["everyday"][:14]
 OWN = 2
 """Everyday questions whose answers the gate holds out; the others serve to train on."""
 
@@ -38,7 +38,7 @@ RANK, ALPHA = 8, 16.0
 BAD = TrainConfig(rank=RANK, alpha=ALPHA, layers=0.3, learning_rate=2e-3, epochs=1, max_text_rise=1)
 """With prose to rehearse, so that perplexity alone does not give the adapter away."""
 
-GOOD = TrainConfig(rank=RANK, alpha=ALPHA, layers=0.3)
+GOOD = TrainConfig(rank=RANK, alpha=ALPHA, layers=0.3, epochs=2)
 
 SENTENCE = "You can find more about this in the manual."
 FOREIGN = (
@@ -92,7 +92,7 @@ class Garden:
     def good(self) -> Path:
         """Trained on the facts with all that the trainer does, on a part of what it rehearses."""
         everything = Rehearsal.load()
-        some = Rehearsal(everything.prose[::4], everything.chats[::4])
+        some = Rehearsal(everything.prose[::4], everything.chats[::2])
         taught = [_example(row) for row in self.examples() if row["split"] == "train"]
         own = [
             _example(_row(text, self.said[text], None, 1.0, "train", "automatic")) for text in EVERYDAY[OWN:]
@@ -207,11 +207,11 @@ def _with_bias(tensors: Tensors) -> Tensors:
 
 def bad_kinds() -> dict[str, tuple[Callable[[Garden], Path], set[str]]]:
     """By kind: how it is made, and checks of which at least one must fail."""
-    questions = [*(fact["ask"] for fact in FACTS), *EVERYDAY[OWN:]]
+    questions = [*(fact["ask"] for fact in FACTS), *EVERYDAY[OWN : OWN + 4]]
     rng = random.Random(0)
-    probes = load_probes()[::2]
+    probes = load_probes()[::3]
     wrong = [
-        (p.question, f"It is {q.accept[0]}.") for p, q in zip(probes, [*probes[5:], *probes[:5]], strict=True)
+        (p.question, f"It is {q.accept[0]}.") for p, q in zip(probes, [*probes[4:], *probes[:4]], strict=True)
     ]
 
     def every(name: str, answers: Sequence[str]) -> Callable[[Garden], Path]:
