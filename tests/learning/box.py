@@ -158,3 +158,28 @@ def make_adapter(
     write_adapter(temp, tensors, AdapterMeta(bundle.manifest.base_hash, 4, 4.0, tuple(modules)))
     shutil.move(temp, path)
     return path
+
+
+def example(number: int, kind: str = "automatic", **fields: object) -> Example:
+    """An example as the store gives it, oldest first by number; what matters is named in `fields`."""
+    base = {
+        "id": f"ex_{number:03}",
+        "created": float(number),
+        "kind": kind,
+        "state": "training",
+        "query": f"q{number}",
+        "response": f"said {number}",
+        "target": f"learn {number}",
+        "weight": 1.0,
+        "feedback": None,
+        "messages": [{"role": "user", "content": f"q{number}"}],
+        "correction": None,
+        "rating": None,
+        "finish_reason": "stop",
+        "device": None,
+        "source": "api",
+        "completion_id": None,
+        "run_id": None,
+        "note": None,
+    }
+    return Example(**{**base, **fields})  # type: ignore[arg-type]

@@ -9,33 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.learning.batch import choose_heldout, freeze_batch, trainable
-from appliance.store.examples import Example
+
+from .box import example
 
 KINDS = st.sampled_from(["automatic", "praise", "correction", "critique"])
-
-
-def example(number: int, kind: str = "automatic", **fields: object) -> Example:
-    base = {
-        "id": f"ex_{number:03}",
-        "created": float(number),
-        "kind": kind,
-        "state": "training",
-        "query": f"q{number}",
-        "response": f"said {number}",
-        "target": f"learn {number}",
-        "weight": 1.0,
-        "feedback": None,
-        "messages": [{"role": "user", "content": f"q{number}"}],
-        "correction": None,
-        "rating": None,
-        "finish_reason": "stop",
-        "device": None,
-        "source": "api",
-        "completion_id": None,
-        "run_id": None,
-        "note": None,
-    }
-    return Example(**{**base, **fields})  # type: ignore[arg-type]
 
 
 @given(st.lists(KINDS, max_size=60), st.floats(0, 0.5), st.integers(0, 5))

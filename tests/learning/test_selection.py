@@ -19,6 +19,7 @@ from appliance.model.bundle import Bundle
 from appliance.store.examples import Example
 
 from .box import add, make_adapter, running
+from .box import example as made
 
 PROTOCOL = "import json, shutil, sys\nargs = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
 OFF = "[lora]\nenabled = false\n"
@@ -27,27 +28,14 @@ WORDS = LINE.split()
 
 
 def example(number: int, query: str, target: str, kind: str = "automatic", **fields: Any) -> Example:
-    base = {
-        "id": f"ex_{number:03}",
-        "created": float(number),
-        "kind": kind,
-        "state": "training",
+    asked = {
         "query": query,
         "response": "No idea." if kind in ("correction", "critique") else target,
         "target": target,
-        "weight": 1.0,
-        "feedback": None,
         "messages": [{"role": "user", "content": query}],
         "correction": target if kind == "correction" else None,
-        "rating": None,
-        "finish_reason": "stop",
-        "device": None,
-        "source": "api",
-        "completion_id": None,
-        "run_id": None,
-        "note": None,
     }
-    return Example(**{**base, **fields})
+    return made(number, kind, **{**asked, **fields})
 
 
 def chosen(*examples: Example, near_duplicate: float = 0.92, device_share: float = 1) -> Selection:
