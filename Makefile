@@ -1,4 +1,4 @@
-# Everything is set up in .venv by pip, once; stamps in .venv remember what is done, and changed
+# Everything is set up in .venv by pip, once; stamps there remember what is done, and changed
 # requirements undo that. Variables: PYTHON (3.11), BIND (host:port of `make run`), ARGS (for pytest).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
@@ -10,18 +10,19 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test planted lint format install browser lock docs peers clean help
+.PHONY: run test planted lint format install ort browser lock docs peers clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make run     set up and start the daemon on $(BIND)"
 	@echo "make test    set up and run all tests          (ARGS=\"tests/cli -x\" for some)"
 	@echo "make planted bad adapters of twenty kinds at the gate; minutes, and not part of make test"
+	@echo "make ort     set up the trainer without torch  ([train] backend = \"ort\")"
 	@echo "make lint    ruff and mypy                     (make format mends what can be mended)"
 	@echo "make docs    write docs/config.md from the code"
 	@echo "make lock    write requirements/*.txt from pyproject.toml"
 	@echo "make peers   set up what benchmarks/serve.py compares with, in .cache/bench"
-	@echo "make clean   remove .venv and caches, never your data"
+	@echo "make clean   remove .venv, .venv-ort and caches, never your data"
 
 run: .venv/.train
 	@echo "Console: http://$(BIND)/  (stop with Ctrl-C; your data is in $${SHAMMAH_HOME:-~/.shammah})"
@@ -29,7 +30,10 @@ run: .venv/.train
 
 install: .venv/.train
 
-test: .venv/.dev browser
+ort: .venv-ort/.done
+	@echo 'Now set backend = "ort" under [train] in config.toml.'
+
+test: .venv/.dev .venv-ort/.done browser
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 planted: .venv/.dev
@@ -54,7 +58,7 @@ peers: .venv/.train
 	$(BIN)/python benchmarks/peers.py setup
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-ort .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
@@ -75,6 +79,13 @@ clean:
 
 .venv/.dev: requirements/dev.txt .venv/.train
 	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+# onnxruntime-training takes the import name of the ONNX Runtime that serves, so it lives by itself.
+.venv-ort/.done: requirements/ort.txt | .venv/.python
+	$(PYTHON) -m venv --clear .venv-ort
+	.venv-ort/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r requirements/ort.txt
+	echo "$(CURDIR)" > .venv-ort/lib/python3.11/site-packages/appliance.pth
 	@touch $@
 
 # The console's tests drive a real browser; without one they would fail one by one, so say it once, here.

@@ -89,7 +89,12 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """`[train]`: the trainer program."""
 
-    backend: Literal["peft"] = Field("peft", description="Trainer program: `peft` (torch).")
+    backend: Literal["peft", "ort"] = Field(
+        "peft", description="Trainer program: `peft` (torch) or `ort` (onnxruntime-training, no torch)."
+    )
+    ort_python: str = Field(
+        "", description="Python of the environment for `ort`; empty takes the one that `make ort` makes."
+    )
     rank: int = Field(16, ge=1, le=256, description="LoRA rank.")
     alpha: Positive = Field(32.0, description="LoRA alpha; the update is scaled by alpha / rank.")
     layers: Annotated[float, Field(gt=0, le=1)] = Field(

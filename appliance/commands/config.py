@@ -56,6 +56,7 @@ def check(file: Path | None) -> None:
     """Check the config file and print every problem with its line. Exit code 1 when there is one."""
     from appliance.config import Config, load_config
     from appliance.errors import ConfigError
+    from appliance.learning.backend import trainer_program
 
     home = Home.default()
     path = file or home.config
@@ -72,6 +73,7 @@ def check(file: Path | None) -> None:
         raise ConfigError(
             f"model.name: no model {name!r} is imported; `shammah model list` shows those that are."
         )
+    trainer_program(settings.train)
     click.echo(f"{path} is good." if path.exists() else f"{path} does not exist: every key has its default.")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from appliance.errors import AdapterInvalid, Conflict, InvalidRequest, NotFound,
 from appliance.events import EventBus
 from appliance.files import write_atomic
 from appliance.home import Home
+from appliance.learning.backend import trainer_program
 from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
 from appliance.learning.judge import Judge
@@ -39,7 +39,6 @@ from appliance.store.runs import Run, Trigger
 
 logger = logging.getLogger(__name__)
 
-TRAINER = (sys.executable, "-m", "appliance.learning.train.peft")
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
 
@@ -88,9 +87,9 @@ class Runner:
         bundle: Bundle,
         promote: Promote,
         events: EventBus,
-        trainer: Sequence[str] = TRAINER,
+        trainer: Sequence[str] | None = None,
     ) -> None:
-        """`trainer` is the program to run; tests of its death give another."""
+        """`trainer` is the program to run instead of the backend's; tests of its death give one."""
         self._home = home
         self._config = config
         self._store = store
@@ -98,7 +97,7 @@ class Runner:
         self._bundle = bundle
         self._promote = promote
         self._events = events
-        self._trainer = tuple(trainer)
+        self._trainer = trainer
         self._child = Child()
         self._closing = False
         self.progress: RunProgress | None = None
@@ -114,9 +113,11 @@ class Runner:
 
         Raises:
             InvalidRequest: there is nothing to train on.
+            Unavailable: the trainer's environment is missing, or the box is shutting down.
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
+        self._program()
         pending = self._store.examples.pending(BATCH_LIMIT)
         if retry is not None:
             wanted = set(retry.ids)
@@ -205,7 +206,7 @@ class Runner:
         write_atomic(directory / "train.json", settings.model_dump_json(indent=1) + "\n")
         self._store.runs.update(run.id, state="training", started=time.time())
         command: list[str | Path] = [
-            *self._trainer,
+            *self._program(),
             "--bundle",
             self._bundle.path,
             "--examples",
@@ -411,6 +412,9 @@ class Runner:
         )
 
     # -- small things -------------------------------------------------------------------------
+
+    def _program(self) -> Sequence[str]:
+        return self._trainer or trainer_program(self._config.train)
 
     def _directory(self, run: Run) -> Path:
         return self._home.runs / run.id

@@ -21,7 +21,7 @@ from appliance.learning.dropped import DroppedIn
 from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.retry import load_retry
-from appliance.learning.run import TRAINER, Runner, RunProgress
+from appliance.learning.run import Runner, RunProgress
 from appliance.learning.scheduler import Due, Scheduler, find_due
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle
@@ -79,7 +79,7 @@ class Learning:
         switch: Switch,
         events: EventBus,
         *,
-        trainer: Sequence[str] = TRAINER,
+        trainer: Sequence[str] | None = None,
     ) -> None:
         self._home = home
         self._config = config

@@ -112,14 +112,17 @@ class Garden:
             return path
         import torch
 
-        from appliance.learning.train.network import LINEARS, Network
+        from appliance.learning.train.learner import LINEARS
+        from appliance.learning.train.peft_learner import PeftLearner
         from appliance.learning.train.training import Training
 
         torch.manual_seed(0)
         if self._network is None:
             config, weights = load_checkpoint(self.bundle)
             prefix = common_prefix(self._tokenizer)
-            self._network = Network(config, weights, rank=RANK, alpha=ALPHA, layers=BAD.layers, prefix=prefix)
+            self._network = PeftLearner(
+                config, weights, rank=RANK, alpha=ALPHA, layers=BAD.layers, prefix=prefix
+            )
             self._fresh = {key: array.copy() for key, array in self._network.adapter().items()}
         self._network.start_from(self._fresh, ALPHA / RANK)
         Training(self._network, self._tokenizer, examples, rehearsal, settings, lambda event: None).run()

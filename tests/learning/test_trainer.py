@@ -19,8 +19,8 @@ from appliance.adapters.file import Adapter, read_adapter
 from appliance.config import TrainConfig
 from appliance.engine.offline import OfflineModel
 from appliance.learning.train.data import Example, Tokens, common_prefix, load_examples, tokenise
-from appliance.learning.train.loss import drift, rejection
-from appliance.learning.train.network import Network
+from appliance.learning.train.loss import Terms, step_terms
+from appliance.learning.train.peft_learner import PeftLearner
 from appliance.learning.train.plan import Visit, own_visits, rejected_visit, steps, taught_visits
 from appliance.learning.train.wording import keywords, reword
 from appliance.model.bundle import Bundle
@@ -135,19 +135,56 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
 # --- loss
 
 
+def test_terms_count_each_visit_by_its_weight_however_long() -> None:
+    taught = Visit(Tokens((1, 2, 3, 4), 2), 6.0)
+    own = Visit(Tokens((1, 2, 3), 1), 1.0, keep=True)
+    text = Visit(Tokens((5, 6), 1), 0.0, keep=True)
+    wrong = Visit(Tokens((1, 2, 8, 9, 9), 2), 3.0, push=1)
+    references = {
+        own: np.ones((2, 4), np.float32),
+        text: np.zeros((1, 4), np.float32),
+        wrong: np.array([-2.0, -5.0], np.float32),
+    }
+    terms = step_terms(
+        [taught, own, wrong, text], references, unit=2.0, drift_weight=6.0, rejected_weight=0.5
+    )
+    assert terms.weight.tolist() == [1.5, 1.5, 0.25, 0.25, 0, 0, 0, 0]
+    assert terms.push.tolist() == [0, 0, 0, 0, 0, 0.375, 0.375, 0]
+    assert terms.floor.tolist() == [0, 0, 0, 0, 0, -3, -6, 0]
+    assert terms.kept.tolist() == [2, 3, 7]
+    assert terms.keep.tolist() == [2, 2, 2]
+    assert terms.reference.tolist() == [[1] * 4, [1] * 4, [0] * 4]
+
+
+def one_term(batch: list[Tokens], **terms: Any) -> Terms:
+    nothing = np.zeros(sum(item.answer for item in batch), np.float32)
+    return Terms(**{"weight": nothing, "push": nothing, "floor": nothing, **terms})
+
+
 def test_a_rejected_answer_is_pushed_only_so_far() -> None:
-    logits = torch.zeros(2, 4)
-    targets = torch.tensor([0, 1])
-    start = torch.full((2,), -np.log(4.0), dtype=torch.float32)
-    assert rejection(logits, targets, start, 1.0).item() == pytest.approx(1.0)
-    logits[0, 0] = logits[1, 1] = -20.0
-    assert rejection(logits, targets, start, 1.0).item() == 0.0
+    learner, _ = small_learner()
+    batch = [Tokens((5, 6, 7, 8), 2)]
+    (start,) = learner.judge(batch)
+    terms = one_term(batch, push=np.array([0.5, 0.25], np.float32), floor=start.logp - 1)
+    assert learner.learn(batch, terms, 0.0) == pytest.approx(0.75, abs=1e-5)
+    for _ in range(60):
+        last = learner.learn(batch, terms, 1e-2)
+    assert last == pytest.approx(0.0, abs=1e-2)
+    (end,) = learner.judge(batch)
+    assert (end.logp < start.logp - 0.9).all()
+    assert (end.logp > start.logp - 3).all()
 
 
 def test_drift_is_zero_only_at_the_reference() -> None:
-    reference = torch.randn(3, 8)
-    assert drift(reference, reference).item() == pytest.approx(0.0, abs=1e-6)
-    assert drift(reference + torch.randn(3, 8), reference).item() > 0
+    learner, _ = small_learner()
+    batch = [Tokens((5, 6, 7, 8), 2)]
+    (start,) = learner.judge(batch)
+    kept = {"kept": np.arange(2), "keep": np.ones(2, np.float32)}
+    assert learner.learn(batch, one_term(batch, reference=start.hidden, **kept), 0.0) == pytest.approx(
+        0, abs=1e-5
+    )
+    other = start.hidden + np.random.default_rng(0).normal(size=start.hidden.shape).astype(np.float32)
+    assert learner.learn(batch, one_term(batch, reference=other, **kept), 0.0) > 0.01
 
 
 # --- network
@@ -163,17 +200,17 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small_network(prefix: tuple[int, ...] = (), rank: int = 4) -> tuple[Network, Any]:
+def small_learner(prefix: tuple[int, ...] = (), rank: int = 4) -> tuple[PeftLearner, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     whole = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
     state = {name: tensor.numpy() for name, tensor in whole.state_dict().items() if "lm_head" not in name}
-    return Network(SMALL, state, rank=rank, alpha=8.0, layers=0.5, prefix=prefix), whole
+    return PeftLearner(SMALL, state, rank=rank, alpha=8.0, layers=0.5, prefix=prefix), whole
 
 
 def test_packed_rows_give_what_each_sequence_gives_alone() -> None:
-    network, whole = small_network(prefix=(1, 2, 3))
+    network, whole = small_learner(prefix=(1, 2, 3))
     batch = [Tokens((1, 2, 3, 9, 10, 11), 4), Tokens((5, 6, 7), 1), Tokens((1, 2, 3, 8, 30), 4)]
     with torch.no_grad():
         for item, hidden in zip(batch, network.hidden(batch), strict=True):
@@ -183,7 +220,7 @@ def test_packed_rows_give_what_each_sequence_gives_alone() -> None:
 
 def test_an_earlier_adapter_is_taken_over_whatever_its_rank() -> None:
     item = [Tokens((5, 6, 7, 8), 1)]
-    first, _ = small_network(rank=3)
+    first, _ = small_learner(rank=3)
     tensors = {
         name: np.random.default_rng(0).normal(size=value.shape) for name, value in first.adapter().items()
     }
@@ -191,10 +228,10 @@ def test_an_earlier_adapter_is_taken_over_whatever_its_rank() -> None:
     with torch.no_grad():
         wanted = first.hidden(item)[0]
         for rank in (3, 5):
-            network, _ = small_network(rank=rank)
+            network, _ = small_learner(rank=rank)
             network.start_from(tensors, 8.0 / 3)
             torch.testing.assert_close(network.hidden(item)[0], wanted, atol=1e-4, rtol=1e-3)
-        smaller, _ = small_network(rank=2)
+        smaller, _ = small_learner(rank=2)
         smaller.start_from(tensors, 8.0 / 3)
         with smaller.base():
             base = smaller.hidden(item)[0]

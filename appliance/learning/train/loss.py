@@ -1,33 +1,87 @@
-"""The terms of the training loss. Each takes hidden states of answer positions."""
+"""The terms of the training loss, as factors of what a backend computes at each answer position.
+
+The loss of a step is, summed over positions,
+
+    - weight * logp + push * relu(logp - floor) + keep * KL(reference || ours)
+
+with `logp` the log probability of the position's token. Each backend computes just that.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.learning.train.plan import Visit
+
+REJECTED_MARGIN = 1.0  # nats a token that a rejected answer shall lose
+
+Vector = npt.NDArray[np.float32]
+Reference = npt.NDArray[np.float32]
+"""Of a visit that keeps: last hidden states [answer, width]. Of one that pushes: log probabilities of
+the rejected tokens from there on, [answer - push]."""
 
 
-def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log probability of the answer's tokens."""
-    return functional.cross_entropy(logits, targets)
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Factors at the answer positions of a step, visit after visit.
+
+    Attributes:
+        weight: [answers] of the negative log probability.
+        push: [answers] of how far the log probability is above the floor.
+        floor: [answers] log probability that a rejected token shall fall to, and no further: that would
+            only damage the language around it.
+        kept: [kept] which of the positions stay near the reference.
+        reference: [kept, width] last hidden states of the reference model there.
+        keep: [kept] of the divergence from it.
+    """
+
+    weight: Vector
+    push: Vector
+    floor: Vector
+    kept: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    reference: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    keep: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-def drift(logits: Tensor, reference: Tensor) -> Tensor:
-    """Mean KL divergence per token from the reference model's distribution to ours."""
-    before = reference.log_softmax(-1)
-    return functional.kl_div(logits.log_softmax(-1), before, log_target=True, reduction="batchmean")
-
-
-def rejection(logits: Tensor, targets: Tensor, start: Tensor, margin: float) -> Tensor:
-    """How far the rejected answer is from having lost `margin` nats a token since the start.
-
-    Zero once it has: pushing further down would only damage the language around it.
+def step_terms(
+    step: Sequence[Visit],
+    references: Mapping[Visit, Reference],
+    *,
+    unit: float,
+    drift_weight: float,
+    rejected_weight: float,
+) -> Terms:
+    """The factors of a step.
 
     Args:
-        logits: at the positions where the rejected answer leaves the right one.
-        targets: the rejected tokens there.
-        start: their log probabilities before training.
-        margin: nats per token they shall lose.
+        step: its visits.
+        references: of those that keep or push.
+        unit: the weight that counts one.
+        drift_weight: of the mean divergence over the kept positions.
+        rejected_weight: of the mean excess of a rejected answer.
     """
-    now = torch.gather(logits.log_softmax(-1), 1, targets[:, None])[:, 0]
-    return functional.relu(now - start + margin).mean()
+    count = sum(visit.tokens.answer for visit in step)
+    weight, push, floor = (np.zeros(count, np.float32) for _ in range(3))
+    kept: list[npt.NDArray[np.int64]] = []
+    near: list[Reference] = []
+    end = 0
+    for visit in step:
+        start, end = end, end + visit.tokens.answer
+        if visit.push is not None:
+            at = start + visit.push
+            push[at:end] = rejected_weight * visit.weight / unit / (end - at)
+            floor[at:end] = references[visit] - REJECTED_MARGIN
+            continue
+        weight[start:end] = visit.weight / unit / visit.tokens.answer
+        if visit.keep:
+            kept.append(np.arange(start, end))
+            near.append(references[visit])
+    if not kept:
+        return Terms(weight, push, floor)
+    places = np.concatenate(kept)
+    keep = np.full(len(places), drift_weight / len(places), np.float32)
+    return Terms(weight, push, floor, places, np.concatenate(near), keep)

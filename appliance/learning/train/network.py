@@ -1,14 +1,11 @@
 """The model under training: frozen base, LoRA on the linear layers of the upper layers.
 
-Sequences are packed into one row, each attending to itself only, so no token is padding. The start
-that nearly all share (the template's system message) is in the row once, and all that begin with it
-attend to it. What the layers below the lowest adapter make of a sequence never changes, so it is
-computed once and kept.
+Sequences are packed into rows, see `packing.py`. What the layers below the lowest adapter make of a
+sequence never changes, so it is computed once and kept.
 """
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,9 +19,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from appliance.learning.train.data import Tokens
+from appliance.learning.train.learner import LINEARS
+from appliance.learning.train.lineage import continued
+from appliance.learning.train.packing import Row, begins
 
 Matrix = npt.NDArray[np.float32]
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Network:
@@ -90,12 +89,12 @@ class Network:
 
     def size(self, item: Tokens) -> int:
         """Tokens that the sequence adds to a row."""
-        return len(item.ids) - (len(self._prefix) if _begins(item.ids, self._prefix) else 0)
+        return len(item.ids) - (len(self._prefix) if begins(item.ids, self._prefix) else 0)
 
     def hidden(self, batch: Sequence[Tokens]) -> list[Tensor]:
         """Last hidden states that predict each sequence's answer tokens, [answer, width] each."""
         self._keep_below([item.ids for item in batch])
-        row = _Row([item.ids for item in batch], self._prefix)
+        row = Row([item.ids for item in batch], self._prefix)
         state = torch.cat([self._below[key] for key in row.keys])[None]
         state = self._run(state, row, self.first, len(self._model.layers))
         state = self._model.norm(state[0])
@@ -115,21 +114,7 @@ class Network:
 
     def start_from(self, tensors: Mapping[str, Matrix], scale: float) -> None:
         """Take over an earlier adapter whose update counts `scale`; its rank may differ."""
-        ours = self.adapter()
-        own_scale = self.alpha / self.rank
-        for name_a in [name for name in ours if name.endswith("lora_A.weight")]:
-            name_b = name_a.replace("lora_A", "lora_B")
-            if name_a not in tensors or name_b not in tensors:
-                continue
-            a: Matrix = np.asarray(tensors[name_a], np.float32)
-            b: Matrix = np.asarray(tensors[name_b], np.float32) * np.float32(scale / own_scale)
-            if a.shape[0] > self.rank:
-                left, sizes, right = np.linalg.svd(b @ a, full_matrices=False)
-                root = np.sqrt(sizes[: self.rank])
-                a, b = root[:, None] * right[: self.rank], left[:, : self.rank] * root
-            kept = a.shape[0]
-            ours[name_a] = np.concatenate([a, ours[name_a][kept:]])
-            ours[name_b] = np.concatenate([b, np.zeros_like(ours[name_b][:, kept:])], axis=1)
+        ours = continued(self.adapter(), tensors, self.rank, scale * self.rank / self.alpha)
         loaded = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in ours.items()}
         set_peft_model_state_dict(self._peft, loaded)
 
@@ -145,61 +130,25 @@ class Network:
         fresh = [ids for ids in dict.fromkeys(sequences) if ids not in self._below]
         if not fresh:
             return
-        row = _Row(fresh, self._prefix)
+        row = Row(fresh, self._prefix)
         with torch.no_grad():
-            state = self._run(self._model.embed_tokens(row.ids[None]), row, 0, self.first)[0]
+            state = self._run(self._model.embed_tokens(torch.from_numpy(row.ids)[None]), row, 0, self.first)[
+                0
+            ]
         # Copies, for a view would keep the whole row alive.
         for key, end, length in zip(row.keys, row.ends, row.lengths, strict=True):
             self._below[key] = state[end - length : end].clone()
 
-    def _run(self, state: Tensor, row: _Row, first: int, last: int) -> Tensor:
-        positions = row.positions[None]
+    def _run(self, state: Tensor, row: Row, first: int, last: int) -> Tensor:
+        positions = torch.from_numpy(row.positions)[None]
+        mask = torch.from_numpy(row.mask)[None, None]
         rotary = self._model.rotary_emb(state, position_ids=positions)
         for layer in self._model.layers[first:last]:
             state = layer(
                 state,
-                attention_mask=row.mask[None, None],
+                attention_mask=mask,
                 position_ids=positions,
                 position_embeddings=rotary,
                 use_cache=False,
             )
         return state
-
-
-def _begins(ids: tuple[int, ...], prefix: tuple[int, ...]) -> bool:
-    # One more token must be left, as the prefix itself predicts nothing in a row.
-    return bool(prefix) and len(ids) > len(prefix) + 1 and ids[: len(prefix)] == prefix
-
-
-class _Row:
-    """Sequences one after the other, the shared prefix first and once.
-
-    Attributes:
-        shared: 1 when the prefix is there, else 0.
-        keys: what each piece is known by: the prefix, then the whole sequences.
-        lengths: tokens of each piece.
-        ends: where each piece ends in the row.
-    """
-
-    def __init__(self, sequences: Sequence[tuple[int, ...]], prefix: tuple[int, ...]) -> None:
-        skip = len(prefix)
-        begins = [_begins(ids, prefix) for ids in sequences]
-        self.shared = int(any(begins))
-        pieces = [ids[skip:] if begin else ids for ids, begin in zip(sequences, begins, strict=True)]
-        starts = [skip if begin else 0 for begin in begins]
-        self.keys = list(sequences)
-        if self.shared:
-            pieces, starts, self.keys = [prefix, *pieces], [0, *starts], [prefix, *self.keys]
-        self.lengths = [len(piece) for piece in pieces]
-        self.ends = list(itertools.accumulate(self.lengths))
-        self.ids = torch.tensor([ident for piece in pieces for ident in piece])
-        self.positions = torch.cat(
-            [torch.arange(start, start + len(piece)) for piece, start in zip(pieces, starts, strict=True)]
-        )
-        lengths = torch.tensor(self.lengths)
-        owner = torch.repeat_interleave(torch.arange(len(pieces)), lengths)
-        sees_prefix = torch.repeat_interleave(torch.tensor(starts) > 0, lengths)
-        same = owner[:, None] == owner[None, :]
-        if self.shared:
-            same |= sees_prefix[:, None] & (owner == 0)[None, :]
-        self.mask = same & torch.ones_like(same).tril_()

@@ -1,160 +1,35 @@
-"""The trainer program: `python -m appliance.learning.train.peft`, a child of the daemon.
-
-It reads the frozen batch, trains an adapter with torch and PEFT on the very weights that are
-served, and writes it. What it has to say is one JSON object a line, on stdout and in the metrics
-file. It may be killed at any time: the output appears whole or not at all.
-"""
+"""The trainer on torch and PEFT: `python -m appliance.learning.train.peft`, see `program.py`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import resource
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import psutil
 import torch
 
-from appliance.adapters.file import AdapterMeta, write_adapter
 from appliance.config import TrainConfig
-from appliance.errors import ShammahError
-from appliance.learning.train.data import common_prefix, load_examples
-from appliance.learning.train.network import LINEARS, Network
-from appliance.learning.train.plan import Rehearsal
-from appliance.learning.train.training import Training
-from appliance.model.bundle import load_bundle
-from appliance.model.checkpoint import load_checkpoint
-from appliance.model.tokenizer import Tokenizer
+from appliance.learning.train.learner import Matrix
+from appliance.learning.train.peft_learner import PeftLearner
+from appliance.learning.train.program import main
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the arguments say; 0 when the adapter is written."""
-    arguments = _arguments(argv)
-    with Path(arguments.metrics).open("a", encoding="utf-8") as metrics:
-        try:
-            train(arguments, lambda event: _tell(event, metrics))
-        except (ShammahError, ValueError, ArithmeticError, OSError, MemoryError) as error:
-            _tell({"event": "error", "message": str(error) or type(error).__name__}, metrics)
-            return 1
-    return 0
-
-
-def train(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
-    """One run from files to file."""
-    began = time.monotonic()
-    settings = TrainConfig.model_validate_json(Path(arguments.settings).read_text(encoding="utf-8"))
-    _be_modest(settings)
+def build(
+    settings: TrainConfig,
+    threads: int,
+    config: Mapping[str, Any],
+    weights: dict[str, Matrix],
+    prefix: Sequence[int],
+) -> PeftLearner:
+    """The model under training; the same seed gives the same adapter, bit for bit."""
+    torch.set_num_threads(threads)
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    bundle = load_bundle(Path(arguments.bundle))
-    examples = load_examples(Path(arguments.examples))
-    if not any(example.split != "heldout" for example in examples):
-        raise ValueError("There is no example to train on.")
-    config, weights = load_checkpoint(bundle)
-    tokenizer = Tokenizer(bundle)
-    network = Network(
-        config,
-        weights,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        layers=settings.layers,
-        prefix=common_prefix(tokenizer),
+    return PeftLearner(
+        config, weights, rank=settings.rank, alpha=settings.alpha, layers=settings.layers, prefix=prefix
     )
-    del weights
-    parent = Path(arguments.parent) if arguments.parent else None
-    if parent is not None:
-        _take_over(network, parent, bundle.manifest.base_hash)
-    watch = _Watch(settings, tell)
-    training = Training(network, tokenizer, examples, Rehearsal.load(), settings, watch.report)
-    outcome = training.run()
-    meta = AdapterMeta(
-        base_hash=bundle.manifest.base_hash,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        targets=LINEARS,
-        run=arguments.run,
-        parent=parent.stem if parent else None,
-        created=time.time(),
-    )
-    write_adapter(Path(arguments.out), network.adapter(), meta)
-    tell(
-        {
-            "event": "done",
-            "seconds": round(time.monotonic() - began, 1),
-            "peak_mb": peak_mb(),
-            "heldout_before": outcome.heldout_before,
-            "heldout_after": outcome.heldout_after,
-            "scale": outcome.scale,
-            "text_rise": round(outcome.text_rise, 4),
-        }
-    )
-
-
-def peak_mb() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-class _Watch:
-    """Relays progress, and ends a run that takes too much or that nobody waits for."""
-
-    def __init__(self, settings: TrainConfig, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._limit = settings.memory_limit_mb
-        self._tell = tell
-        self._parent = os.getppid()
-        self._process = psutil.Process()
-
-    def report(self, event: dict[str, Any]) -> None:
-        self._tell(event)
-        used = self._process.memory_info().rss // 2**20
-        if used > self._limit:
-            raise MemoryError(f"Training needs {used} MB, [train] memory_limit_mb allows {self._limit}.")
-        if os.getppid() != self._parent:
-            raise ChildProcessError("The daemon that started this run is gone.")
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m appliance.learning.train.peft", description=__doc__)
-    parser.add_argument("--bundle", required=True, help="directory of the model bundle")
-    parser.add_argument("--examples", required=True, help="examples.jsonl of the run")
-    parser.add_argument("--out", required=True, help="adapter file to write")
-    parser.add_argument("--metrics", required=True, help="file that progress lines are appended to")
-    parser.add_argument("--settings", required=True, help="JSON of the [train] section")
-    parser.add_argument("--run", required=True, help="id of the run, kept in the adapter")
-    parser.add_argument("--parent", help="adapter file to start from")
-    return parser.parse_args(argv)
-
-
-def _be_modest(settings: TrainConfig) -> None:
-    threads = settings.threads or max(1, (psutil.cpu_count(logical=False) or 1) // 2)
-    torch.set_num_threads(threads)
-    if os.nice(0) < settings.nice:
-        os.nice(settings.nice - os.nice(0))
-
-
-def _take_over(network: Network, parent: Path, base_hash: str) -> None:
-    """Start from an earlier adapter; it was validated when it was promoted."""
-    from safetensors import safe_open
-
-    with safe_open(parent, framework="np") as file:
-        meta = json.loads((file.metadata() or {})["shammah"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    if meta["base_hash"] != base_hash:
-        raise ValueError(f"{parent.name} was trained on another base model.")
-    network.start_from(tensors, meta["alpha"] / meta["rank"])
-
-
-def _tell(event: dict[str, Any], metrics: TextIO) -> None:
-    line = json.dumps(event)
-    for stream in (sys.stdout, metrics):
-        print(line, file=stream, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(build))
