@@ -1,0 +1,149 @@
+"""The trainer without torch: the same as the one with it, in an environment that has no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint
+from click.testing import CliRunner
+from learning.box import add_correction, make_adapter, running
+from learning.curve import RESUME_AT
+from learning.test_trainer import ROWS, run_trainer
+from safetensors.numpy import load_file
+
+from appliance.adapters.file import read_adapter
+from appliance.cli import cli
+from appliance.config import TrainConfig
+from appliance.engine.offline import OfflineModel
+from appliance.errors import ShammahError
+from appliance.home import Home
+from appliance.learning.backend import ORT_PYTHON, trainer_program
+from appliance.learning.train.learner import LINEARS
+from appliance.model.bundle import Bundle
+from appliance.model.importer import import_model
+from appliance.model.tokenizer import Tokenizer
+
+CURVE = Path(__file__).with_name("curve.py")
+TINY: dict[str, Any] = {"layers": 0.5, "rank": 4, "alpha": 8.0, "epochs": 1, "batch_tokens": 1024, "nice": 0}
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    if not ORT_PYTHON.exists():
+        pytest.fail("The environment of the trainer `ort` is missing: run `make ort`.")
+    return str(ORT_PYTHON)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A random model with an untied head and widths of its own."""
+    place = tmp_path_factory.mktemp("tiny")
+    return import_model(str(make_checkpoint(place / "checkpoint")), Home(place / "home").ensure())
+
+
+def test_its_environment_has_no_torch(python: str) -> None:
+    code = (
+        "import importlib.util, sys, appliance.learning.train.ort; "
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules "
+        "or importlib.util.find_spec(name)])"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_the_other_trainer(python: str, bundle: Bundle, tmp_path: Path) -> None:
+    start = make_adapter(tmp_path / "start.safetensors", bundle, scale=1e-3, modules=LINEARS)
+    found = {}
+    for backend, program in (("peft", sys.executable), ("ort", python)):
+        command = [program, str(CURVE), backend, str(bundle.path), str(start)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[backend] = json.loads(done.stdout)
+    peft, ort = found["peft"], found["ort"]
+    assert (peft["torch"], ort["torch"]) == (True, False)
+    assert ort["base"] == pytest.approx(peft["base"], rel=1e-4)
+    assert ort["losses"] == pytest.approx(peft["losses"], rel=1e-3)
+    assert ort["losses"][-1] < ort["losses"][0] / 3
+    assert ort["half"] == pytest.approx(peft["half"], rel=1e-2)
+    for each in (peft, ort):
+        # Before it took over the other adapter: uniform within bounds, and without effect.
+        assert 0.9 < each["fresh"]["A"] <= 1.0001
+        assert each["fresh"]["B"] == 0
+        assert each["again"] == each["losses"][RESUME_AT:]
+
+
+@pytest.mark.slow
+def test_the_program_does_what_the_other_does(python: str, tiny: Bundle, tmp_path: Path) -> None:
+    start = make_adapter(tmp_path / "start.safetensors", tiny, scale=1e-2, modules=LINEARS)
+    ort = trainer_program(TrainConfig(backend="ort"))
+    assert ort[0] == python
+    programs = {"peft": trainer_program(TrainConfig()), "ort": ort, "again": ort}
+    events, adapters = {}, {}
+    for name, program in programs.items():
+        done = run_trainer(tmp_path / name, tiny, ROWS, start, program, **TINY)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+        assert (tmp_path / name / "metrics.jsonl").read_text() == done.stdout
+        assert done.stderr == ""
+        events[name] = [json.loads(line) for line in done.stdout.splitlines()]
+        adapters[name] = load_file(tmp_path / name / "out.safetensors")
+    assert len(events["ort"]) > 5
+    for one, other in zip(events["peft"], events["ort"], strict=True):
+        assert other.keys() == one.keys()
+        assert other["event"] == one["event"]
+        for key in one.keys() - {"event", "seconds", "peak_mb", "tokens_per_second"}:
+            near = one[key] if one[key] is None else pytest.approx(one[key], rel=1e-3, abs=2e-5)
+            assert other[key] == near, key
+    assert adapters["peft"].keys() == adapters["ort"].keys()
+    for key, matrix in adapters["ort"].items():
+        assert np.array_equal(matrix, adapters["again"][key]), "not repeatable"
+        np.testing.assert_allclose(matrix, adapters["peft"][key], atol=2e-3)
+
+    adapter = read_adapter(tmp_path / "ort" / "out.safetensors", tiny.manifest)
+    assert (adapter.meta.run, adapter.meta.parent, adapter.meta.rank) == ("run_1", "start", 4)
+    prompt, answer = [0, 5, 6], [7, 8, 9, 10]
+    model = OfflineModel(tiny, threads=1)
+    before = model.logprobs(prompt, answer)
+    model.use(adapter)
+    assert np.abs(model.logprobs(prompt, answer) - before).max() > 1e-3
+
+
+def test_what_it_cannot_train_it_says(python: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from appliance.learning.train.ort_graph import Llama
+plain = dict(model_type="llama", hidden_act="silu", rope_theta=1e4)
+for odd in ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_scaling": {"rope_type": "yarn"}}):
+    try:
+        Llama.of({**plain, **odd})
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count('set [train] backend = "peft"') == 3, done.stderr
+
+
+async def test_a_missing_environment_is_told_and_no_run_begins(
+    home: Home, bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = '[lora]\nauto_train_threshold = 1\n[train]\nbackend = "ort"\nort_python = "/nowhere/python"\n'
+    async with running(home, bundle, text) as box:
+        add_correction(box.store, "Where is the key?", "Under the mat.", "In the blue tin.")
+        with pytest.raises(ShammahError, match="no Python at /nowhere/python"):
+            await asyncio.to_thread(box.learning.request)
+        deferral = await box.until(lambda: box.learning.status().deferral, 60)
+        assert "make ort" in deferral.reason
+        assert box.store.runs.list() == []
+        assert box.store.examples.count("pending") == 1
+    home.config.write_text(text)
+    monkeypatch.setenv("SHAMMAH_HOME", str(home.root))
+    checked = CliRunner().invoke(cli, ["config", "check"])
+    assert checked.exit_code == 1
+    assert "no Python at /nowhere/python" in checked.output
