@@ -32,6 +32,10 @@ class ChildFailed(Exception):
     """The program did not do its work; the message says why, for a person."""
 
 
+class ChildKilled(ChildFailed):
+    """It died by a signal that was not ours: it may have been about to succeed."""
+
+
 class ChildStopped(Exception):
     """The program was stopped on request."""
 
@@ -74,6 +78,7 @@ class Child:
             on_start: called with its process id.
 
         Raises:
+            ChildKilled: it was killed, by a person or for want of memory, or crashed.
             ChildFailed: it failed, or went beyond a limit.
             ChildStopped: `stop` was called.
         """
@@ -107,6 +112,8 @@ class Child:
                 _kill_group(process)
                 reader.join(timeout=5)
                 process.stdout.close()
+        if process.returncode < 0:
+            raise ChildKilled(_why(process.returncode, log))
         if process.returncode:
             raise ChildFailed(said[-1] if said else _why(process.returncode, log))
 

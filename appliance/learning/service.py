@@ -21,9 +21,10 @@ from appliance.learning.dropped import DroppedIn
 from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.retry import load_retry
-from appliance.learning.run import TRAINER, Runner, RunProgress
+from appliance.learning.run import Runner, RunProgress
 from appliance.learning.scheduler import Due, Scheduler, find_due
 from appliance.learning.switch import Switch
+from appliance.learning.trainer import PROGRAM
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.runs import Run, Trigger
@@ -79,7 +80,7 @@ class Learning:
         switch: Switch,
         events: EventBus,
         *,
-        trainer: Sequence[str] = TRAINER,
+        trainer: Sequence[str] = PROGRAM,
     ) -> None:
         self._home = home
         self._config = config

@@ -23,9 +23,9 @@ from appliance.events import Event, EventBus
 from appliance.files import write_atomic
 from appliance.home import Home
 from appliance.learning.judge import CACHE
-from appliance.learning.run import TRAINER
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
+from appliance.learning.trainer import PROGRAM
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.store import Store
@@ -85,7 +85,7 @@ class Box:
 
 @asynccontextmanager
 async def running(
-    home: Home, bundle: Bundle, text: str = "", trainer: Sequence[str] = TRAINER, retry_minutes: float = 5
+    home: Home, bundle: Bundle, text: str = "", trainer: Sequence[str] = PROGRAM, retry_minutes: float = 5
 ) -> AsyncIterator[Box]:
     """A box on `home`, stopped in the end."""
     config = parse_config(f"{text}\n{FREE.format(retry_minutes=retry_minutes)}")

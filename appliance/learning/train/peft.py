@@ -2,7 +2,8 @@
 
 It reads the frozen batch, trains an adapter with torch and PEFT on the very weights that are
 served, and writes it. What it has to say is one JSON object a line, on stdout and in the metrics
-file. It may be killed at any time: the output appears whole or not at all.
+file. It may be killed at any time: the output appears whole or not at all, and started again it goes
+on from its checkpoint and ends with the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from appliance.adapters.file import AdapterMeta, write_adapter
 from appliance.config import TrainConfig
 from appliance.errors import ShammahError
+from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import common_prefix, load_examples
 from appliance.learning.train.network import LINEARS, Network
 from appliance.learning.train.plan import Rehearsal
@@ -71,7 +73,8 @@ def train(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None])
     if parent is not None:
         _take_over(network, parent, bundle.manifest.base_hash)
     watch = _Watch(settings, tell)
-    training = Training(network, tokenizer, examples, Rehearsal.load(), settings, watch.report)
+    checkpoint = _checkpoint(arguments, settings, bundle.manifest.base_hash)
+    training = Training(network, tokenizer, examples, Rehearsal.load(), settings, watch.report, checkpoint)
     outcome = training.run()
     meta = AdapterMeta(
         base_hash=bundle.manifest.base_hash,
@@ -128,6 +131,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", required=True, help="JSON of the [train] section")
     parser.add_argument("--run", required=True, help="id of the run, kept in the adapter")
     parser.add_argument("--parent", help="adapter file to start from")
+    parser.add_argument("--checkpoint", help="file to keep the state in, and to go on from if it is there")
     return parser.parse_args(argv)
 
 
@@ -136,6 +140,15 @@ def _be_modest(settings: TrainConfig) -> None:
     torch.set_num_threads(threads)
     if os.nice(0) < settings.nice:
         os.nice(settings.nice - os.nice(0))
+
+
+def _checkpoint(arguments: argparse.Namespace, settings: TrainConfig, base_hash: str) -> Checkpoint | None:
+    if not arguments.checkpoint:
+        return None
+    checkpoint = Checkpoint(Path(arguments.checkpoint), settings.checkpoint_seconds)
+    files = [arguments.examples, arguments.settings, *([arguments.parent] if arguments.parent else [])]
+    checkpoint.bind(base_hash.encode(), *(Path(file).read_bytes() for file in files))
+    return checkpoint
 
 
 def _take_over(network: Network, parent: Path, base_hash: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from appliance.config import TrainConfig
+from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.loss import answer_loss, drift, rejection
 from appliance.learning.train.network import Network
@@ -58,11 +59,13 @@ class Training:
         rehearsal: Rehearsal,
         settings: TrainConfig,
         report: Report,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self._network = network
         self._tokenizer = tokenizer
         self._settings = settings
         self._report = report
+        self._checkpoint = checkpoint
         self._rng = random.Random(settings.seed)
         self._taught = [item for item in examples if item.split != "heldout" and item.taught]
         self._own = [item for item in examples if item.split != "heldout" and not item.taught]
@@ -148,7 +151,8 @@ class Training:
         # The mean over a run of all steps is one: a step counts by the weights it holds.
         unit = sum(visit.weight for step in plan for visit in step if visit.push is None) / len(plan) or 1.0
         every = max(1, len(plan) // 4)
-        for number, step in enumerate(plan, 1):
+        done = self._resume(plan, optimizer)
+        for number, step in enumerate(plan[done:], done + 1):
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(number, len(plan))
@@ -170,6 +174,38 @@ class Training:
                     "tokens_per_second": round(tokens / (time.perf_counter() - began), 1),
                 }
             )
+            self._keep(number, optimizer)
+
+    def _resume(self, plan: Sequence[Sequence[Visit]], optimizer: torch.optim.Optimizer) -> int:
+        """Go on from the checkpoint, if there is one of this very plan; says how many steps are done.
+
+        Nothing is random in a step, so the state is the adapter and what the optimizer remembers.
+        """
+        if self._checkpoint is None:
+            return 0
+        self._checkpoint.bind(repr(plan).encode())
+        found = self._checkpoint.load()
+        if found is None:
+            return 0
+        step, state = found
+        with torch.no_grad():
+            for index, parameter in enumerate(self._network.parameters()):
+                names = [name for name in state if name.startswith(f"{index}.")]
+                mine = {name.partition(".")[2]: torch.tensor(state[name]) for name in names}
+                parameter.copy_(mine.pop("weight"))
+                optimizer.state[parameter] = mine
+        self._report({"event": "resumed", "step": step, "steps": len(plan)})
+        return step
+
+    def _keep(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if self._checkpoint is None or not self._checkpoint.due():
+            return
+        state = {}
+        for index, parameter in enumerate(self._network.parameters()):
+            state[f"{index}.weight"] = parameter.detach().numpy()
+            for name, value in optimizer.state[parameter].items():
+                state[f"{index}.{name}"] = value.numpy()
+        self._checkpoint.save(step, state)
 
     def _step_loss(self, step: Sequence[Visit], reference: dict[Visit, Tensor], unit: float) -> Tensor:
         settings = self._settings
