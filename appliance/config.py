@@ -154,6 +154,9 @@ class ResourcesConfig(Section):
     min_battery_percent: Annotated[float, Field(ge=0, le=100)] = Field(
         50, description="A run is deferred on battery below this charge."
     )
+    busy_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="Share of the time with requests in which a run may compute; 1: it does not yield."
+    )
     quiet_hours: str = Field(
         "",
         pattern=r"^(|([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)$",

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, kill_orphans
 from appliance.learning.guard import check_resources
 from appliance.learning.judge import Judge
+from appliance.learning.progress import RunProgress, Tracker
 from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
 from appliance.learning.selection import Selection, describe, select
 from appliance.learning.train import checkpoint
@@ -43,6 +43,7 @@ from appliance.learning.trainer import (
     may_go_on,
     prepare,
 )
+from appliance.learning.yielding import Yielding
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
@@ -54,37 +55,12 @@ logger = logging.getLogger(__name__)
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
 
-Phase = Literal["preparing", "training", "gating", "switching"]
 Promote = Callable[[str, str, "tuple[int, ...] | None"], None]
 """`promote(name, reason, fingerprint)`: blocks until the adapter is in service, or raises."""
-
-_SHARES: dict[Phase, tuple[float, float]] = {
-    "preparing": (0.0, 0.0),
-    "training": (0.0, 0.8),
-    "gating": (0.8, 0.98),
-    "switching": (0.98, 1.0),
-}
 
 
 class _NothingToTrain(Exception):
     """The selection left nothing; its text says why."""
-
-
-@dataclass(frozen=True)
-class RunProgress:
-    """How far a run is.
-
-    Attributes:
-        loss: of the last training step.
-        fraction: of the whole run, 0 to 1, for a progress bar.
-    """
-
-    id: str
-    phase: Phase
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    fraction: float = 0.0
 
 
 class Runner:
@@ -100,8 +76,9 @@ class Runner:
         promote: Promote,
         events: EventBus,
         trainer: Sequence[str] = PROGRAM,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`trainer` is the program to run; tests of its death give another."""
+        """`trainer` is the program to run, tests of its death give another; it yields to `busy` requests."""
         self._home = home
         self._config = config
         self._store = store
@@ -110,9 +87,15 @@ class Runner:
         self._promote = promote
         self._events = events
         self._trainer = tuple(trainer)
+        self._yielding = Yielding(busy, config.resources.busy_share)
+        self._tracker = Tracker(events)
         self._child = Child()
         self._closing = False
-        self.progress: RunProgress | None = None
+
+    @property
+    def progress(self) -> RunProgress | None:
+        """Of the run going on."""
+        return self._tracker.now
 
     # -- from outside -------------------------------------------------------------------------
 
@@ -142,7 +125,7 @@ class Runner:
                 raise Conflict("The queue changed just now; try again.")
             run = self._store.runs.update(run.id, examples=len(held))
         self._new_child()
-        self._say(RunProgress(run.id, "preparing"))
+        self._tracker.enter(run.id, "preparing")
         self._events.publish(
             "run.started", run=run.id, trigger=trigger, examples=run.examples, attempt=attempt
         )
@@ -173,7 +156,7 @@ class Runner:
             logger.exception("%s could not be ended; it is taken up again later", run.id)
             return run
         finally:
-            self.progress = None
+            self._tracker.leave()
 
     def recover(self) -> list[Run]:
         """Finish, one way or the other, the runs that were cut off. Only while none is going on."""
@@ -190,7 +173,7 @@ class Runner:
                     reason = f"It was cut off (power, kill or crash){obstacle}."
                     done.append(self._give_back(run, "failed", reason))
                 else:
-                    self._say(RunProgress(run.id, "preparing"))
+                    self._tracker.enter(run.id, "preparing")
                     done.append(self.carry_out(self._store.runs.get(run.id)))
             except Exception as error:
                 logger.exception("%s could not be finished", run.id)
@@ -199,7 +182,7 @@ class Runner:
                 self._store.adapters.set_state(run.adapter, "rejected")
                 done.append(self._give_back(run, "failed", _reason(error)))
             finally:
-                self.progress = None
+                self._tracker.leave()
         self._sweep()
         return done
 
@@ -231,16 +214,17 @@ class Runner:
             match event.get("event"):
                 case "start":
                     metrics.update(steps=event.get("steps"))
-                    self._advance(run, "training", 0, event.get("steps"), None)
+                    self._tracker.advance(0, event.get("steps"))
                 case "resumed":
-                    self._advance(run, "training", event.get("step"), event.get("steps"), None)
+                    self._tracker.advance(event.get("step"), event.get("steps"))
                 case "step":
                     metrics.update(loss=event.get("loss"))
-                    self._advance(run, "training", event.get("step"), event.get("steps"), event.get("loss"))
+                    self._tracker.advance(event.get("step"), event.get("steps"), event.get("loss"))
                 case "done":
                     metrics.update({key: value for key, value in event.items() if key != "event"})
 
         metrics: dict[str, Any] = {}
+        self._tracker.enter(run.id, "training")
         logger.info("Starting LoRA training subprocess")
         Trainer(self._trainer, self._bundle, self._child).train(
             run.id,
@@ -308,13 +292,14 @@ class Runner:
 
     def _judge(self, run: Run) -> dict[str, Any]:
         directory = self._directory(run)
+        self._tracker.enter(run.id, "gating")
         judge = Judge(self._home, self._config, self._registry, self._bundle, self._child)
         return judge.judge(
             directory / CANDIDATE,
             directory,
             current=run.parent,
             examples=directory / EXAMPLES,
-            on_step=lambda step, steps: self._advance(run, "gating", step, steps, None),
+            on_step=self._tracker.advance,
             on_start=lambda pid: self._note_pid(run, pid),
         )
 
@@ -353,7 +338,7 @@ class Runner:
             self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=report["summary"])
             failed = [check["name"] for check in report["checks"] if not check["passed"]]
             return self._give_back(run, "rejected", report["summary"], failed)
-        self._say(RunProgress(run.id, "switching", fraction=_SHARES["switching"][0]))
+        self._tracker.enter(run.id, "switching")
         serving = self._registry.current()
         if serving not in (run.parent, name):
             # Somebody switched meanwhile, and meant it. The examples are learned anew from there.
@@ -461,7 +446,7 @@ class Runner:
     # -- small things -------------------------------------------------------------------------
 
     def _new_child(self) -> None:
-        self._child = Child()
+        self._child = Child(self._yielding, self._tracker.pause)
         if self._closing:  # `close` may have stopped the one before
             self._child.stop()
 
@@ -470,21 +455,6 @@ class Runner:
 
     def _note_pid(self, run: Run, pid: int) -> None:
         self._store.runs.update(run.id, pid=pid)
-
-    def _advance(self, run: Run, phase: Phase, step: Any, steps: Any, loss: Any) -> None:
-        first, last = _SHARES[phase]
-        done = step / steps if isinstance(step, int) and isinstance(steps, int) and steps > 0 else 0.0
-        number = float(loss) if isinstance(loss, int | float) else None
-        self._say(
-            RunProgress(
-                run.id, phase, int(step or 0), int(steps or 0), number, first + (last - first) * min(done, 1)
-            )
-        )
-
-    def _say(self, progress: RunProgress) -> None:
-        self.progress = progress
-        data = asdict(progress)
-        self._events.publish("run.progress", run=data.pop("id"), **data)
 
 
 def _reason(error: Exception) -> str:

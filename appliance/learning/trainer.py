@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,20 +64,22 @@ class Trainer:
         command += ["--run", run, "--checkpoint", directory / checkpoint.NAME]
         if parent is not None:
             command += ["--parent", parent]
-        deadline = time.monotonic() + settings.time_limit_minutes * 60
+        limits = Limits(settings.nice, settings.memory_limit_mb, settings.time_limit_minutes * 60)
+        used = 0.0
         while True:
-            left = deadline - time.monotonic()
             try:
                 self._child.run(
                     [os.fspath(part) for part in command],
                     log=directory / "log",
-                    limits=Limits(settings.nice, settings.memory_limit_mb, left),
+                    limits=limits,
                     on_event=on_event,
                     on_start=on_start,
+                    used=used,
                 )
             except ChildKilled:
                 if not go_on(checkpoint.steps_done(directory / checkpoint.NAME)):
                     raise
+                used += self._child.seconds
             else:
                 break
         if not (directory / CANDIDATE).is_file():
