@@ -109,7 +109,7 @@ def build(home: Home, config: Config) -> Parts:
         engine=engine,
         switch=switch,
         collector=Collector(store, config, events),
-        learning=Learning(home, config, store, registry, bundle, switch, events),
+        learning=Learning(home, config, store, registry, bundle, switch, events, busy=lambda: engine.busy),
     )
 
 

@@ -133,6 +133,12 @@ class TrainConfig(Section):
     nice: int = Field(10, ge=0, le=19, description="Niceness of the trainer: serving comes first.")
     memory_limit_mb: int = Field(6144, ge=1024, description="The trainer is stopped above this, in MB.")
     time_limit_minutes: Positive = Field(120, description="The trainer is stopped after this.")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        30, description="A run that is cut off loses at most this much of its training."
+    )
+    max_resumes: int = Field(
+        10, ge=0, description="A run that is cut off goes on from its checkpoint this often at most."
+    )
     seed: int = Field(0, ge=0, description="Seed of shuffling and initialisation.")
     max_attempts: int = Field(
         3, ge=1, le=20, description="A batch whose run died is retried this often, then parked."
@@ -152,6 +158,9 @@ class ResourcesConfig(Section):
     max_temperature_c: Positive = Field(85, description="A run is deferred while a sensor reads hotter.")
     min_battery_percent: Annotated[float, Field(ge=0, le=100)] = Field(
         50, description="A run is deferred on battery below this charge."
+    )
+    busy_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="Share of the time with requests in which a run may compute; 1: it does not yield."
     )
     quiet_hours: str = Field(
         "",

@@ -124,7 +124,7 @@ def _show(bar: Progress, task: TaskID, run: dict[str, Any], learning: dict[str, 
             description=phase,
             total=total,
             completed=going.get("fraction") or 0.0,
-            detail=" ".join(part for part in (steps, loss) if part),
+            detail=" ".join(part for part in (steps, loss, "paused" if going.get("paused") else "") if part),
         )
     if bar.disable and phase != shown:
         click.echo(f"{run['id']}: {phase}", err=True)
@@ -193,7 +193,8 @@ def _run_line(learning: dict[str, Any]) -> str:
     run, deferral = learning["run"], learning["deferral"]
     if run is not None:
         done = f", {run['fraction']:.0%}" if run.get("fraction") is not None else ""
-        return f"{run['id']} {run['phase']}{done}"
+        paused = ", paused: requests are served first" if run.get("paused") else ""
+        return f"{run['id']} {run['phase']}{done}{paused}"
     if deferral is not None:
         return f"put off: {deferral['reason']}; next try {moment(deferral['next_try'])}"
     return "none going on"

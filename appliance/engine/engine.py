@@ -146,6 +146,11 @@ class Engine:
         """Whether the engine's thread runs."""
         return self._running and self._thread is not None and self._thread.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """Whether requests are active or wait."""
+        return bool(self._waiting) or self._batch.active > 0
+
     def start(self) -> None:
         """Begin to serve."""
         self._running = True

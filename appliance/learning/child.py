@@ -22,14 +22,22 @@ from typing import IO, Any
 
 import psutil
 
+from appliance.learning.yielding import Yielding
+
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.03
+"""A request competes with the program for this long at most."""
+WEIGH_SECONDS = 0.5
 MB = 1024 * 1024
 
 
 class ChildFailed(Exception):
     """The program did not do its work; the message says why, for a person."""
+
+
+class ChildKilled(ChildFailed):
+    """It died by a signal that was not ours: it may have been about to succeed."""
 
 
 class ChildStopped(Exception):
@@ -38,7 +46,7 @@ class ChildStopped(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may take; beyond `memory_mb` or `seconds` it is killed."""
+    """What a child may take; beyond `memory_mb` or `seconds` of not standing still it is killed."""
 
     nice: int
     memory_mb: int
@@ -46,10 +54,25 @@ class Limits:
 
 
 class Child:
-    """One program at a time; `stop` may come from any thread, also before `run`."""
+    """One program at a time; `stop` may come from any thread, also before `run`.
 
-    def __init__(self) -> None:
+    Attributes:
+        seconds: how long the present program, or the last, has been going on, without standing still.
+    """
+
+    def __init__(
+        self, yielding: Yielding | None = None, on_pause: Callable[[bool], None] = lambda paused: None
+    ) -> None:
+        """Make one.
+
+        Args:
+            yielding: says when the program stands still; it never does by default.
+            on_pause: is told when it begins to and when it ends to.
+        """
+        self._yielding = yielding
+        self._on_pause = on_pause
         self._stop = threading.Event()
+        self.seconds = 0.0
 
     def stop(self) -> None:
         """Kill what runs; `run` then raises `ChildStopped`, now and later."""
@@ -63,6 +86,7 @@ class Child:
         limits: Limits,
         on_event: Callable[[dict[str, Any]], None],
         on_start: Callable[[int], None] = lambda pid: None,
+        used: float = 0.0,
     ) -> None:
         """Run a program to its end.
 
@@ -72,8 +96,10 @@ class Child:
             limits: what it may take.
             on_event: called with each JSON object it prints, from a thread of its own.
             on_start: called with its process id.
+            used: seconds of the limit that earlier lives of it have used.
 
         Raises:
+            ChildKilled: it was killed, by a person or for want of memory, or crashed.
             ChildFailed: it failed, or went beyond a limit.
             ChildStopped: `stop` was called.
         """
@@ -99,34 +125,58 @@ class Child:
             )
             try:
                 reader.start()
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(process.pid).nice(limits.nice)
+                _be_modest(process.pid, limits.nice)
                 on_start(process.pid)
-                self._watch(process, limits)
+                self._watch(process, limits, used)
             finally:
                 _kill_group(process)
                 reader.join(timeout=5)
                 process.stdout.close()
+        if process.returncode < 0:
+            raise ChildKilled(_why(process.returncode, log))
         if process.returncode:
             raise ChildFailed(said[-1] if said else _why(process.returncode, log))
 
-    def _watch(self, process: subprocess.Popen[str], limits: Limits) -> None:
-        deadline = time.monotonic() + limits.seconds
-        while True:
-            try:
-                process.wait(POLL_SECONDS)
-                return
-            except subprocess.TimeoutExpired:
-                pass
-            if self._stop.is_set():
-                raise ChildStopped
-            if time.monotonic() > deadline:
-                raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
-            used = resident_mb(process.pid)
-            if used > limits.memory_mb:
-                raise ChildFailed(
-                    f"It was stopped at {used:.0f} MB of memory; the limit is {limits.memory_mb} MB."
-                )
+    def _watch(self, process: subprocess.Popen[str], limits: Limits, used: float) -> None:
+        self.seconds, still, weighed, before = 0.0, False, 0.0, time.monotonic()
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+                    return
+                if self._stop.is_set():
+                    raise ChildStopped
+                now = time.monotonic()
+                self.seconds += 0.0 if still else now - before
+                before = now
+                if used + self.seconds > limits.seconds:
+                    raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
+                if now - weighed >= WEIGH_SECONDS:
+                    weighed = now
+                    _weigh(process.pid, limits.memory_mb)
+                if self._yielding is not None and self._yielding.stands_still(now) != still:
+                    still = not still
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGSTOP if still else signal.SIGCONT)
+                    self._on_pause(still)
+        finally:
+            if still:
+                self._on_pause(False)
+
+
+def _be_modest(pid: int, nice: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.nice(nice)
+        # The last to read and write, but not idle: what an idle process holds of the file system's
+        # journal, the store's writes would wait for.
+        process.ionice(psutil.IOPRIO_CLASS_BE, 7)
+
+
+def _weigh(pid: int, limit: int) -> None:
+    used = resident_mb(pid)
+    if used > limit:
+        raise ChildFailed(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
 
 
 def resident_mb(pid: int) -> float:

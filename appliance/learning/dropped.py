@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.child import Child, ChildFailed, ChildStopped, kill_orphans
 from appliance.learning.judge import Judge
+from appliance.learning.yielding import Yielding
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow, AdapterState
@@ -30,14 +32,22 @@ class DroppedIn:
     """Keeps the store's table of adapters true to the directory."""
 
     def __init__(
-        self, home: Home, config: Config, store: Store, registry: Registry, bundle: Bundle, events: EventBus
+        self,
+        home: Home,
+        config: Config,
+        store: Store,
+        registry: Registry,
+        bundle: Bundle,
+        events: EventBus,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
+        """The gate yields to requests while `busy` says that there are some."""
         self._directory = home.runs / DIRECTORY
         self._store = store
         self._registry = registry
         self._bundle = bundle
         self._events = events
-        self._child = Child()
+        self._child = Child(Yielding(busy, config.resources.busy_share))
         self._judge = Judge(home, config, registry, bundle, self._child)
 
     @staticmethod

@@ -4,17 +4,17 @@
                  └────────┴──▶ failed | cancelled | parked
 
 What is known is in the store before the next thing happens, so `recover` can tell where a run was
-cut off. Before the verdict is stored, the run has died: its examples go back (see `retry.py`). After
-it, the run is finished forward: its adapter is put in place and in service, its examples are used.
+cut off. Training goes on from its checkpoint and the gate judges again, if all is as it was and this
+has not been tried too often; otherwise the run has died and its examples go back (see `retry.py`).
+After the verdict the run is finished forward: its adapter is put in place and in service, its
+examples are used.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,27 @@ from appliance.adapters.registry import Registry
 from appliance.config import Config
 from appliance.errors import AdapterInvalid, Conflict, InvalidRequest, NotFound, ShammahError, Unavailable
 from appliance.events import EventBus
-from appliance.files import write_atomic
 from appliance.home import Home
 from appliance.learning.backend import trainer_program
 from appliance.learning.batch import freeze_batch
-from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
+from appliance.learning.child import Child, ChildFailed, ChildStopped, kill_orphans
+from appliance.learning.guard import check_resources
 from appliance.learning.judge import Judge
+from appliance.learning.progress import RunProgress, Tracker
 from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
 from appliance.learning.selection import Selection, describe, select
+from appliance.learning.train import checkpoint
+from appliance.learning.trainer import (
+    CANDIDATE,
+    EXAMPLES,
+    SETTINGS,
+    Trainer,
+    discard,
+    load_settings,
+    may_go_on,
+    prepare,
+)
+from appliance.learning.yielding import Yielding
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
@@ -42,37 +55,12 @@ logger = logging.getLogger(__name__)
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
 
-Phase = Literal["preparing", "training", "gating", "switching"]
 Promote = Callable[[str, str, "tuple[int, ...] | None"], None]
 """`promote(name, reason, fingerprint)`: blocks until the adapter is in service, or raises."""
-
-_SHARES: dict[Phase, tuple[float, float]] = {
-    "preparing": (0.0, 0.0),
-    "training": (0.0, 0.8),
-    "gating": (0.8, 0.98),
-    "switching": (0.98, 1.0),
-}
 
 
 class _NothingToTrain(Exception):
     """The selection left nothing; its text says why."""
-
-
-@dataclass(frozen=True)
-class RunProgress:
-    """How far a run is.
-
-    Attributes:
-        loss: of the last training step.
-        fraction: of the whole run, 0 to 1, for a progress bar.
-    """
-
-    id: str
-    phase: Phase
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    fraction: float = 0.0
 
 
 class Runner:
@@ -88,8 +76,9 @@ class Runner:
         promote: Promote,
         events: EventBus,
         trainer: Sequence[str] | None = None,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`trainer` is the program to run instead of the backend's; tests of its death give one."""
+        """`trainer`: instead of the backend's program, for tests of its death; it yields to `busy` requests."""
         self._home = home
         self._config = config
         self._store = store
@@ -98,9 +87,15 @@ class Runner:
         self._promote = promote
         self._events = events
         self._trainer = trainer
+        self._yielding = Yielding(busy, config.resources.busy_share)
+        self._tracker = Tracker(events)
         self._child = Child()
         self._closing = False
-        self.progress: RunProgress | None = None
+
+    @property
+    def progress(self) -> RunProgress | None:
+        """Of the run going on."""
+        return self._tracker.now
 
     # -- from outside -------------------------------------------------------------------------
 
@@ -117,7 +112,8 @@ class Runner:
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
-        self._program()
+        if self._trainer is None:
+            trainer_program(self._config.train)
         pending = self._store.examples.pending(BATCH_LIMIT)
         if retry is not None:
             wanted = set(retry.ids)
@@ -131,18 +127,21 @@ class Runner:
             if not held:
                 raise Conflict("The queue changed just now; try again.")
             run = self._store.runs.update(run.id, examples=len(held))
-        self._child = Child()
-        self._say(RunProgress(run.id, "preparing"))
+        self._new_child()
+        self._tracker.enter(run.id, "preparing")
         self._events.publish(
             "run.started", run=run.id, trigger=trigger, examples=run.examples, attempt=attempt
         )
         return run
 
     def carry_out(self, run: Run) -> Run:
-        """Train, judge, and promote or reject. Never raises for what a run may meet."""
+        """Train, judge, and promote or reject, from where it is. Never raises for what a run may meet."""
         try:
             try:
-                self._train(run)
+                if run.state == "queued":
+                    run = self._prepare(run)
+                if run.state == "training":
+                    run = self._train(run)
                 run = self._settle(run, self._judge(run))
             except _NothingToTrain as nothing:
                 return self._settle_untrained(run, str(nothing))
@@ -160,7 +159,7 @@ class Runner:
             logger.exception("%s could not be ended; it is taken up again later", run.id)
             return run
         finally:
-            self.progress = None
+            self._tracker.leave()
 
     def recover(self) -> list[Run]:
         """Finish, one way or the other, the runs that were cut off. Only while none is going on."""
@@ -169,11 +168,16 @@ class Runner:
             if orphans := kill_orphans(self._directory(run)):
                 logger.warning("Killed %d program(s) that a run cut off had left behind", orphans)
             logger.warning("%s was cut off while %s", run.id, run.state)
+            self._new_child()
             try:
-                if run.adapter is None:
-                    done.append(self._give_back(run, "failed", "It was cut off (power, kill or crash)."))
-                else:
+                if run.adapter is not None:
                     done.append(self._conclude(run))
+                elif (obstacle := self._obstacle(run)) is not None:
+                    reason = f"It was cut off (power, kill or crash){obstacle}."
+                    done.append(self._give_back(run, "failed", reason))
+                else:
+                    self._tracker.enter(run.id, "preparing")
+                    done.append(self.carry_out(self._store.runs.get(run.id)))
             except Exception as error:
                 logger.exception("%s could not be finished", run.id)
                 if run.adapter is None or run.adapter == self._registry.current():
@@ -181,7 +185,8 @@ class Runner:
                 self._store.adapters.set_state(run.adapter, "rejected")
                 done.append(self._give_back(run, "failed", _reason(error)))
             finally:
-                self.progress = None
+                self._tracker.leave()
+        self._sweep()
         return done
 
     def cancel(self) -> None:
@@ -195,51 +200,81 @@ class Runner:
 
     # -- the steps ----------------------------------------------------------------------------
 
-    def _train(self, run: Run) -> None:
+    def _prepare(self, run: Run) -> Run:
+        """Decide what the run trains on and how, and keep that for its whole life."""
         directory = self._directory(run)
         directory.mkdir(mode=0o700, exist_ok=True)
         retry = load_retry(self._store.settings)
         settings = adjusted(self._config.train, run.attempt, retry.failed if retry else ())
         chosen = self._select(run).kept
         replay = self._store.examples.replay(round(settings.replay_share * len(chosen)), settings.seed)
-        freeze_batch(directory / "examples.jsonl", chosen, replay, settings.heldout_share, settings.seed)
-        write_atomic(directory / "train.json", settings.model_dump_json(indent=1) + "\n")
-        self._store.runs.update(run.id, state="training", started=time.time())
-        command: list[str | Path] = [
-            *self._program(),
-            "--bundle",
-            self._bundle.path,
-            "--examples",
-            directory / "examples.jsonl",
-        ]
-        command += ["--out", directory / "candidate.safetensors", "--metrics", directory / "metrics.jsonl"]
-        command += ["--settings", directory / "train.json", "--run", run.id]
-        if run.parent is not None:
-            command += ["--parent", self._registry.path(run.parent)]
-        metrics = dict(self._store.runs.get(run.id).metrics or {})
+        freeze_batch(directory / EXAMPLES, chosen, replay, settings.heldout_share, settings.seed)
+        prepare(directory, settings)
+        return self._store.runs.update(run.id, state="training", started=time.time())
 
+    def _train(self, run: Run) -> Run:
         def relay(event: dict[str, Any]) -> None:
             match event.get("event"):
                 case "start":
                     metrics.update(steps=event.get("steps"))
-                    self._advance(run, "training", 0, event.get("steps"), None)
+                    self._tracker.advance(0, event.get("steps"))
+                case "resumed":
+                    self._tracker.advance(event.get("step"), event.get("steps"))
                 case "step":
                     metrics.update(loss=event.get("loss"))
-                    self._advance(run, "training", event.get("step"), event.get("steps"), event.get("loss"))
+                    self._tracker.advance(event.get("step"), event.get("steps"), event.get("loss"))
                 case "done":
                     metrics.update({key: value for key, value in event.items() if key != "event"})
 
+        metrics: dict[str, Any] = {}
+        self._tracker.enter(run.id, "training")
         logger.info("Starting LoRA training subprocess")
-        self._child.run(
-            [os.fspath(part) for part in command],
-            log=directory / "log",
-            limits=Limits(settings.nice, settings.memory_limit_mb, settings.time_limit_minutes * 60),
+        Trainer(self._trainer, self._bundle, self._child).train(
+            run.id,
+            self._directory(run),
+            None if run.parent is None else self._registry.path(run.parent),
             on_event=relay,
             on_start=lambda pid: self._note_pid(run, pid),
+            go_on=lambda step: self._take_up(run, step),
         )
-        if not (directory / "candidate.safetensors").is_file():
-            raise ChildFailed("The trainer ended without writing an adapter.")
-        self._store.runs.update(run.id, metrics=metrics, pid=None)
+        known = self._store.runs.get(run.id).metrics or {}
+        return self._store.runs.update(run.id, state="gating", metrics={**known, **metrics}, pid=None)
+
+    def _obstacle(self, run: Run) -> str | None:
+        """Why a run that was cut off before its verdict cannot go on; None when it is about to."""
+        directory = self._directory(run)
+        needed = [EXAMPLES, SETTINGS, *([CANDIDATE] if run.state == "gating" else [])]
+        if run.state == "queued" or not all((directory / name).is_file() for name in needed):
+            return ""
+        if not self._config.lora.enabled and run.trigger != "person":
+            return ", and learning is off now"
+        if run.parent != self._registry.current():
+            return f", and {self._registry.current() or 'base'} is in service now"
+        # Load and quiet hours do not stop a run that is under way, nor do they now.
+        if deferral := check_resources(self._config.resources, self._home.root, person=True):
+            return f", and the box has nothing to spare: {deferral.reason.rstrip('.')}"
+        if not self._take_up(run, checkpoint.steps_done(directory / checkpoint.NAME)):
+            return " too often"
+        return None
+
+    def _take_up(self, run: Run, step: int) -> bool:
+        """Whether a run that was cut off goes on from there; counted before it does."""
+        metrics = self._store.runs.get(run.id).metrics or {}
+        earlier = metrics.get("resumed", [])
+        limit = load_settings(self._directory(run)).max_resumes
+        if not may_go_on(earlier, step, limit):
+            return False
+        self._store.runs.update(run.id, metrics={**metrics, "resumed": [*earlier, step]}, pid=None)
+        logger.warning("%s was cut off; it goes on from step %d", run.id, step)
+        self._events.publish("run.resumed", run=run.id, step=step)
+        return True
+
+    def _sweep(self) -> None:
+        """Remove what the runs that have ended left when a crash cut their end off."""
+        unfinished = {run.id for run in self._store.runs.unfinished()}
+        for file in self._home.runs.glob(f"*/*{checkpoint.NAME}"):
+            if file.parent.name not in unfinished:
+                discard(file.parent)
 
     def _select(self, run: Run) -> Selection:
         """Decide what the run trains on, and store what it leaves out and why."""
@@ -260,20 +295,20 @@ class Runner:
 
     def _judge(self, run: Run) -> dict[str, Any]:
         directory = self._directory(run)
-        self._store.runs.update(run.id, state="gating")
+        self._tracker.enter(run.id, "gating")
         judge = Judge(self._home, self._config, self._registry, self._bundle, self._child)
         return judge.judge(
-            directory / "candidate.safetensors",
+            directory / CANDIDATE,
             directory,
             current=run.parent,
-            examples=directory / "examples.jsonl",
-            on_step=lambda step, steps: self._advance(run, "gating", step, steps, None),
+            examples=directory / EXAMPLES,
+            on_step=self._tracker.advance,
             on_start=lambda pid: self._note_pid(run, pid),
         )
 
     def _settle(self, run: Run, report: dict[str, Any]) -> Run:
         """Store the verdict. From here on the run is finished even over a crash."""
-        candidate = self._directory(run) / "candidate.safetensors"
+        candidate = self._directory(run) / CANDIDATE
         name = self._registry.new_name()
         try:
             adapter = read_adapter(candidate, self._bundle.manifest)
@@ -306,7 +341,7 @@ class Runner:
             self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=report["summary"])
             failed = [check["name"] for check in report["checks"] if not check["passed"]]
             return self._give_back(run, "rejected", report["summary"], failed)
-        self._say(RunProgress(run.id, "switching", fraction=_SHARES["switching"][0]))
+        self._tracker.enter(run.id, "switching")
         serving = self._registry.current()
         if serving not in (run.parent, name):
             # Somebody switched meanwhile, and meant it. The examples are learned anew from there.
@@ -330,7 +365,7 @@ class Runner:
 
     def _place(self, run: Run, name: str) -> None:
         """Move the candidate among the adapters, unless that has been done."""
-        candidate = self._directory(run) / "candidate.safetensors"
+        candidate = self._directory(run) / CANDIDATE
         try:
             self._registry.path(name)
         except NotFound:
@@ -370,7 +405,6 @@ class Runner:
                 pause = 0.0 if again else pause_seconds(run.attempt, self._config.resources.retry_minutes)
                 save_retry(self._store.settings, Retry(time.time() + pause, ids, attempt, tuple(failed)))
                 run = self._end(run, state, reason)
-        (self._directory(run) / "candidate.safetensors").unlink(missing_ok=True)
         self._tell(run)
         return run
 
@@ -406,6 +440,7 @@ class Runner:
         return self._store.runs.update(run.id, state=state, reason=reason, ended=time.time(), pid=None)
 
     def _tell(self, run: Run) -> None:
+        discard(self._directory(run))
         logger.info("%s %s: %s", run.id, run.state, run.reason)
         self._events.publish(
             "run.finished", run=run.id, state=run.state, adapter=run.adapter, reason=run.reason
@@ -413,29 +448,16 @@ class Runner:
 
     # -- small things -------------------------------------------------------------------------
 
-    def _program(self) -> Sequence[str]:
-        return self._trainer or trainer_program(self._config.train)
+    def _new_child(self) -> None:
+        self._child = Child(self._yielding, self._tracker.pause)
+        if self._closing:  # `close` may have stopped the one before
+            self._child.stop()
 
     def _directory(self, run: Run) -> Path:
         return self._home.runs / run.id
 
     def _note_pid(self, run: Run, pid: int) -> None:
         self._store.runs.update(run.id, pid=pid)
-
-    def _advance(self, run: Run, phase: Phase, step: Any, steps: Any, loss: Any) -> None:
-        first, last = _SHARES[phase]
-        done = step / steps if isinstance(step, int) and isinstance(steps, int) and steps > 0 else 0.0
-        number = float(loss) if isinstance(loss, int | float) else None
-        self._say(
-            RunProgress(
-                run.id, phase, int(step or 0), int(steps or 0), number, first + (last - first) * min(done, 1)
-            )
-        )
-
-    def _say(self, progress: RunProgress) -> None:
-        self.progress = progress
-        data = asdict(progress)
-        self._events.publish("run.progress", run=data.pop("id"), **data)
 
 
 def _reason(error: Exception) -> str:

@@ -20,8 +20,9 @@ from appliance.home import Home
 from appliance.learning.dropped import DroppedIn
 from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
+from appliance.learning.progress import RunProgress
 from appliance.learning.retry import load_retry
-from appliance.learning.run import Runner, RunProgress
+from appliance.learning.run import Runner
 from appliance.learning.scheduler import Due, Scheduler, find_due
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle
@@ -80,15 +81,17 @@ class Learning:
         events: EventBus,
         *,
         trainer: Sequence[str] | None = None,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Put it together. What runs here yields while `busy` says that requests are served."""
         self._home = home
         self._config = config
         self._store = store
         self._registry = registry
         self._switch = switch
         self._events = events
-        self._runner = Runner(home, config, store, registry, bundle, self._promote, events, trainer)
-        self._dropped = DroppedIn(home, config, store, registry, bundle, events)
+        self._runner = Runner(home, config, store, registry, bundle, self._promote, events, trainer, busy)
+        self._dropped = DroppedIn(home, config, store, registry, bundle, events, busy)
         self._scheduler = Scheduler(store, self._check)
         self._lock = threading.Lock()
         self._busy = True  # until what a crash left has been dealt with

@@ -28,7 +28,8 @@ class Run:
         reason: why it ended as it did, for a person.
         attempt: 1, or more when a run on the same examples died before.
         report: the gate's verdict.
-        metrics: what the trainer measured; `left_out` counts the examples it was not given, by reason.
+        metrics: what the trainer measured; `left_out` counts the examples it was not given, by reason;
+            `resumed` lists the steps from which it went on after it was cut off.
         pid: the child process, while there is one.
     """
 

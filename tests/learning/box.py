@@ -109,7 +109,17 @@ async def running(
     adapter, _ = registry.load_at_start(accepted)
     engine = Engine(bundle, tokenizer, MODEL, adapter)
     switch = Switch(registry, store, engine, events)
-    learning = Learning(home, config, store, registry, bundle, switch, events, trainer=trainer)
+    learning = Learning(
+        home,
+        config,
+        store,
+        registry,
+        bundle,
+        switch,
+        events,
+        trainer=trainer,
+        busy=lambda: engine.busy,
+    )
     engine.start()
     await learning.start()
     try:

@@ -2,7 +2,8 @@
 
 It reads the frozen batch, trains an adapter on the very weights that are served, and writes it. What
 it has to say is one JSON object a line, on stdout and in the metrics file. It may be killed at any
-time: the output appears whole or not at all.
+time: the output appears whole or not at all, and started again it goes on from its checkpoint and ends
+with the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from appliance.adapters.file import AdapterMeta, write_adapter
 from appliance.config import TrainConfig
 from appliance.errors import ShammahError
+from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import common_prefix, load_examples
 from appliance.learning.train.learner import LINEARS, Learner, Matrix
 from appliance.learning.train.plan import Rehearsal
@@ -65,7 +67,8 @@ def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str,
     if parent is not None:
         _take_over(learner, parent, bundle.manifest.base_hash)
     watch = _Watch(settings, tell)
-    training = Training(learner, tokenizer, examples, Rehearsal.load(), settings, watch.report)
+    checkpoint = _checkpoint(arguments, settings, bundle.manifest.base_hash)
+    training = Training(learner, tokenizer, examples, Rehearsal.load(), settings, watch.report, checkpoint)
     outcome = training.run()
     meta = AdapterMeta(
         base_hash=bundle.manifest.base_hash,
@@ -122,7 +125,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", required=True, help="JSON of the [train] section")
     parser.add_argument("--run", required=True, help="id of the run, kept in the adapter")
     parser.add_argument("--parent", help="adapter file to start from")
+    parser.add_argument("--checkpoint", help="file to keep the state in, and to go on from if it is there")
     return parser.parse_args(argv)
+
+
+def _checkpoint(arguments: argparse.Namespace, settings: TrainConfig, base_hash: str) -> Checkpoint | None:
+    if not arguments.checkpoint:
+        return None
+    checkpoint = Checkpoint(Path(arguments.checkpoint), settings.checkpoint_seconds)
+    files = [arguments.examples, arguments.settings, *([arguments.parent] if arguments.parent else [])]
+    checkpoint.bind(base_hash.encode(), *(Path(file).read_bytes() for file in files))
+    return checkpoint
 
 
 def _take_over(learner: Learner, parent: Path, base_hash: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.config import TrainConfig
+from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.learner import Learner
 from appliance.learning.train.loss import Reference, step_terms
@@ -54,11 +55,13 @@ class Training:
         rehearsal: Rehearsal,
         settings: TrainConfig,
         report: Report,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self._learner = learner
         self._tokenizer = tokenizer
         self._settings = settings
         self._report = report
+        self._checkpoint = checkpoint
         self._rng = random.Random(settings.seed)
         self._taught = [item for item in examples if item.split != "heldout" and item.taught]
         self._own = [item for item in examples if item.split != "heldout" and not item.taught]
@@ -134,7 +137,8 @@ class Training:
         # The mean over a run of all steps is one: a step counts by the weights it holds.
         unit = sum(visit.weight for step in plan for visit in step if visit.push is None) / len(plan) or 1.0
         every = max(1, len(plan) // 4)
-        for number, step in enumerate(plan, 1):
+        done = self._resume(plan)
+        for number, step in enumerate(plan[done:], done + 1):
             began = time.perf_counter()
             terms = step_terms(
                 step,
@@ -159,6 +163,27 @@ class Training:
                     "tokens_per_second": round(tokens / (time.perf_counter() - began), 1),
                 }
             )
+            self._keep(number)
+
+    def _resume(self, plan: Sequence[Sequence[Visit]]) -> int:
+        """Go on from the checkpoint, if there is one of this very plan; says how many steps are done.
+
+        Nothing is random in a step, so the state is the adapter and what the optimizer remembers.
+        """
+        if self._checkpoint is None:
+            return 0
+        self._checkpoint.bind(repr(plan).encode())
+        found = self._checkpoint.load()
+        if found is None:
+            return 0
+        step, state = found
+        self._learner.restore(state)
+        self._report({"event": "resumed", "step": step, "steps": len(plan)})
+        return step
+
+    def _keep(self, step: int) -> None:
+        if self._checkpoint is not None and self._checkpoint.due():
+            self._checkpoint.save(step, self._learner.state())
 
     def _settle(self, text_before: float) -> tuple[float, float]:
         """Scale the adapter down until text it has not seen is nearly as likely as before."""
