@@ -78,7 +78,7 @@ class Runner:
         trainer: Sequence[str] | None = None,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`trainer`: other than the backend's program, for tests of its death. It yields to `busy` requests."""
+        """`trainer`: a program instead of the backend's, for tests. It yields to `busy` requests."""
         self._home = home
         self._config = config
         self._store = store
