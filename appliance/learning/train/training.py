@@ -82,7 +82,11 @@ class Training:
         visits = self._visits()
         plan = steps(visits, self._settings.batch_tokens, self._network.size, self._rng)
         trained = len(self._taught) + len(self._own)
-        self._report({"event": "start", "steps": len(plan), "examples": trained})
+        tokens, rehearsal = (
+            sum(self._network.size(visit.tokens) for visit in some) for some in (visits, self._rehearsal)
+        )
+        start = {"steps": len(plan), "examples": trained, "tokens": tokens, "rehearsal": rehearsal}
+        self._report({"event": "start", **start})
         with torch.no_grad(), self._network.base():
             text_before = self._loss(self._judge)
         before = self._heldout_loss()
