@@ -2,7 +2,7 @@
 
 Nothing an owner taught is thrown away, and no batch may keep the box busy for ever:
 
-* A run that *died* for good (see `trainer.may_go_on`) releases its examples; the same batch is tried
+* A run that *died* for good (see `resumption.py`) releases its examples; the same batch is tried
   again after a pause that doubles each time.
 * A run that the gate *rejected* is tried again likewise, but with other settings, since the same
   would give the same: a lower learning rate when it made the model forget, more passes when it did

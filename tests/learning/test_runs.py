@@ -73,7 +73,9 @@ async def test_a_run_from_threshold_to_promotion(home: Home, bundle: Bundle, tmp
         assert (run.state, run.trigger, run.examples, run.attempt) == ("promoted", "threshold", 2, 1)
         assert ids(box.store, "used") == given
         assert box.registry.current() == box.engine.adapter == run.adapter
-        assert run.metrics == {"steps": 2, "loss": 2.5, "seconds": 1, "peak_mb": 9}
+        metrics = run.metrics or {}
+        assert metrics.items() >= {"steps": 2, "loss": 2.5, "seconds": 1, "peak_mb": 9}.items()
+        assert metrics["gate_seconds"] > 0
         assert run.pid is None
         assert not (home.runs / run.id / "candidate.safetensors").exists()
         # The watcher saw the file appear and knew it.
@@ -204,7 +206,7 @@ async def test_a_run_cut_off_anywhere_is_ended_once(
             raise Cut
 
         monkeypatch.setattr(place, line, cut)
-        run = box.learning.request("person")
+        run = await box.start_run()
         await box.until(lambda: box.learning._runner.progress is None, 300)
         monkeypatch.undo()
         assert not box.named("run.finished")
@@ -236,7 +238,7 @@ async def test_a_switch_by_a_person_during_the_run_wins(home: Home, bundle: Bund
         make_adapter(home.adapters / "mine.safetensors", bundle, scale=1e-4)
         await box.until(lambda: box.registry.current() == box.engine.adapter == "mine")
         given = fill(box.store)
-        run = box.learning.request("person")
+        run = await box.start_run()
         assert run.parent == "mine"
         await box.switch.rollback("owner")
         (home.runs / run.id / "candidate.safetensors.go").touch()
@@ -300,7 +302,7 @@ async def test_an_outcome_that_cannot_be_stored_is_taken_up_later(
             return real(self, *args)
 
         monkeypatch.setattr(Runner, "_end", full_once)
-        box.learning.request("person")
+        await box.start_run()
         run = await first(box)
         assert run.state == "promoted"
         assert len(calls) == 2
