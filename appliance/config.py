@@ -198,6 +198,17 @@ class GateConfig(Section):
         1.6, description="The same, for longer ones; all are cut off after 24 tokens."
     )
 
+    probation_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1440,
+        description="An adapter the box put in service by itself is watched this long, and rolled back when "
+        "it does worse than the one before; 0: not at all.",
+    )
+    probation_chance: Annotated[float, Field(gt=0, le=0.1)] = Field(
+        0.003,
+        description="Ratings bring an adapter down when they would be so much worse than before by chance "
+        "less often than this.",
+    )
+
 
 class CollectConfig(Section):
     """`[collect]`: what is stored."""

@@ -29,7 +29,7 @@ from appliance.home import Home
 from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
 from appliance.learning.judge import Judge
-from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
+from appliance.learning.retry import Retry, adjusted, end_run, give_back, load_retry, save_retry
 from appliance.learning.selection import Selection, describe, select
 from appliance.model.bundle import Bundle
 from appliance.store import Store
@@ -347,28 +347,8 @@ class Runner:
         *,
         again: bool = False,
     ) -> Run:
-        """Release or park the examples, and say when they are tried again.
-
-        Args:
-            run: the run.
-            state: how it ended.
-            reason: why, for a person.
-            failed: the gate's checks that failed.
-            again: its attempt does not count.
-        """
-        attempt = run.attempt if again else run.attempt + 1
-        with self._store.transaction():
-            if attempt > self._config.train.max_attempts:
-                self._store.examples.park(run.id)
-                save_retry(self._store.settings, None)
-                reason = f"{reason} After {run.attempt} attempts its examples were parked."
-                run = self._end(run, "parked", reason)
-            else:
-                ids = tuple(example.id for example in self._store.examples.held(run.id))
-                self._store.examples.release(run.id)
-                pause = 0.0 if again else pause_seconds(run.attempt, self._config.resources.retry_minutes)
-                save_retry(self._store.settings, Retry(time.time() + pause, ids, attempt, tuple(failed)))
-                run = self._end(run, state, reason)
+        """Release or park the examples, and tell; see `retry.give_back`."""
+        run = give_back(self._store, self._config, run, state, reason, failed, again=again)
         (self._directory(run) / "candidate.safetensors").unlink(missing_ok=True)
         self._tell(run)
         return run
@@ -402,7 +382,7 @@ class Runner:
         return run
 
     def _end(self, run: Run, state: str, reason: str) -> Run:
-        return self._store.runs.update(run.id, state=state, reason=reason, ended=time.time(), pid=None)
+        return end_run(self._store, run, state, reason)
 
     def _tell(self, run: Run) -> None:
         logger.info("%s %s: %s", run.id, run.state, run.reason)
