@@ -51,6 +51,11 @@ class Child:
     def __init__(self) -> None:
         self._stop = threading.Event()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
     def stop(self) -> None:
         """Kill what runs; `run` then raises `ChildStopped`, now and later."""
         self._stop.set()

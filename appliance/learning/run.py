@@ -28,6 +28,7 @@ from appliance.files import write_atomic
 from appliance.home import Home
 from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
+from appliance.learning.faults import Fault
 from appliance.learning.judge import Judge
 from appliance.learning.retry import Retry, adjusted, end_run, give_back, load_retry, save_retry
 from appliance.learning.selection import Selection, describe, select
@@ -43,14 +44,17 @@ TRAINER = (sys.executable, "-m", "appliance.learning.train.peft")
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
 
-Phase = Literal["preparing", "training", "gating", "switching"]
+Phase = Literal["preparing", "training", "gating", "canary", "switching"]
 Promote = Callable[[str, str, "tuple[int, ...] | None"], None]
 """`promote(name, reason, fingerprint)`: blocks until the adapter is in service, or raises."""
+TryOut = Callable[[str, "str | None", Callable[[], bool], Callable[[int], None]], "Fault | None"]
+"""`try_out(name, before, over, report)`: blocks for the length of the canary; see `canary.py`."""
 
 _SHARES: dict[Phase, tuple[float, float]] = {
     "preparing": (0.0, 0.0),
     "training": (0.0, 0.8),
     "gating": (0.8, 0.98),
+    "canary": (0.98, 0.98),
     "switching": (0.98, 1.0),
 }
 
@@ -89,6 +93,8 @@ class Runner:
         promote: Promote,
         events: EventBus,
         trainer: Sequence[str] = TRAINER,
+        *,
+        try_out: TryOut,
     ) -> None:
         """`trainer` is the program to run; tests of its death give another."""
         self._home = home
@@ -99,6 +105,7 @@ class Runner:
         self._promote = promote
         self._events = events
         self._trainer = tuple(trainer)
+        self._try_out = try_out
         self._child = Child()
         self._closing = False
         self.progress: RunProgress | None = None
@@ -305,6 +312,8 @@ class Runner:
             self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=report["summary"])
             failed = [check["name"] for check in report["checks"] if not check["passed"]]
             return self._give_back(run, "rejected", report["summary"], failed)
+        if (ended := self._canary(run, name)) is not None:
+            return ended
         self._say(RunProgress(run.id, "switching", fraction=_SHARES["switching"][0]))
         serving = self._registry.current()
         if serving not in (run.parent, name):
@@ -326,6 +335,43 @@ class Runner:
             run = self._end(run, "promoted", report["summary"])
         self._tell(run)
         return run
+
+    def _canary(self, run: Run, name: str) -> Run | None:
+        """Let the adapter answer a share of the requests first.
+
+        Returns:
+            The run, if it goes no further: rejected, cancelled, or left to the next start.
+        """
+        share, answers = self._config.gate.canary_share, self._config.gate.canary_answers
+        if not share or self._registry.current() != run.parent:
+            return None
+
+        def over() -> bool:
+            return self._child.stopped or self._registry.current() != run.parent
+
+        self._advance(run, "canary", 0, answers, None)
+        try:
+            fault = self._try_out(
+                name, run.parent, over, lambda count: self._advance(run, "canary", count, answers, None)
+            )
+        except Unavailable as error:
+            self._store.adapters.set_state(name, "rejected")
+            return self._give_back(run, "failed", f"It could not be tried out: {error.message}")
+        if fault is not None:
+            self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=fault.reason)
+            reason = f"It passed the gate, but not on {share:.0%} of the requests. {fault.reason}"
+            with self._store.transaction():
+                row = self._store.adapters.get(name)
+                assert row is not None
+                self._store.adapters.withdraw(name, row.sha256, fault.reason)
+                self._store.examples.exclude_answers(name)
+                return self._give_back(run, "rejected", reason, [fault.by])
+        if self._closing:
+            return run
+        if self._child.stopped:
+            self._store.adapters.set_state(name, "rejected")
+            return self._cancelled(run)
+        return None
 
     def _place(self, run: Run, name: str) -> None:
         """Move the candidate among the adapters, unless that has been done."""

@@ -18,7 +18,9 @@ from appliance.engine.engine import Engine
 from appliance.errors import Conflict, InvalidRequest, ShammahError
 from appliance.events import EventBus
 from appliance.home import Home
+from appliance.learning.canary import Canary
 from appliance.learning.dropped import DroppedIn
+from appliance.learning.faults import Fault
 from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.probation import Probation, load_probation
@@ -93,7 +95,10 @@ class Learning:
         self._registry = registry
         self._switch = switch
         self._events = events
-        self._runner = Runner(home, config, store, registry, bundle, self._promote, events, trainer)
+        self.canary = Canary(config, store, engine, events)
+        self._runner = Runner(
+            home, config, store, registry, bundle, self._promote, events, trainer, try_out=self._try_out
+        )
         self._dropped = DroppedIn(home, config, store, registry, bundle, events)
         self._watch = Watch(config, store, switch, engine, events)
         self._scheduler = Scheduler(store, self._check)
@@ -296,6 +301,13 @@ class Learning:
             probation_minutes=self._config.gate.probation_minutes,
         )
         asyncio.run_coroutine_threadsafe(promotion, self._loop).result()
+
+    def _try_out(
+        self, name: str, before: str | None, over: Callable[[], bool], report: Callable[[int], None]
+    ) -> Fault | None:
+        assert self._loop is not None
+        trial = self.canary.run(self._registry.load(name), before, over, report)
+        return asyncio.run_coroutine_threadsafe(trial, self._loop).result()
 
     # -- when ---------------------------------------------------------------------------------
 

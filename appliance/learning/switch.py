@@ -178,7 +178,9 @@ class Switch:
         same = adapter is None or self._serving in (None, adapter.sha256)
         if before == linked == name and same:
             known = await asyncio.to_thread(load_probation, self._store.settings)
-            if known is None and probation_minutes:  # the power went when the link was made, and no more
+            last = await asyncio.to_thread(self._store.adapters.switches, 1)
+            if known is None and probation_minutes and last and last[0].actor == APPLIANCE:
+                # The power went when the link was made, and nothing else.
                 await asyncio.to_thread(self._end_probation, follow)
             elif known is not None and actor != APPLIANCE:
                 await asyncio.to_thread(self._end_probation, follow, actor)

@@ -18,8 +18,8 @@ from appliance.config import Config
 from appliance.engine.engine import Engine
 from appliance.errors import Busy, ShammahError, Unavailable
 from appliance.events import Event, EventBus
+from appliance.learning.faults import Fault, engine_fault, rating_fault
 from appliance.learning.probation import Probation, load_probation, save_probation
-from appliance.learning.ratings import count_votes, find_worse
 from appliance.learning.recheck import find_lost
 from appliance.learning.retry import give_back
 from appliance.learning.switch import APPLIANCE, Switch
@@ -34,8 +34,6 @@ PATIENCE_SECONDS = 60.0
 """Repeating the probe set is put off when the box does not become idle for so long."""
 IDLE_SECONDS = 0.2
 RETRY_SECONDS = 30.0
-FAILURES = 3
-"""Answers that the engine fails to give: one may be the box's fault, three are the adapter's."""
 
 
 class _NotNow(Exception):
@@ -100,10 +98,10 @@ class Watch:
         if probation is None:
             return
         if probation.failed is None:
-            found = await self._judge(probation)
-            if found is None:
+            fault = await self._judge(probation)
+            if fault is None:
                 return
-            probation = replace(probation, failed=found[1], failed_by=found[0])
+            probation = replace(probation, failed=fault.reason, failed_by=fault.by)
             if not await asyncio.to_thread(self._keep, probation):
                 return
         await self._withdraw(probation)
@@ -114,20 +112,18 @@ class Watch:
 
     # -- judging ------------------------------------------------------------------------------
 
-    async def _judge(self, probation: Probation) -> tuple[str, str] | None:
-        """What failed and why; None while nothing has."""
+    async def _judge(self, probation: Probation) -> Fault | None:
+        """What is to be held against it; None while nothing is."""
         last = await asyncio.to_thread(self._store.adapters.switches, 1)
         if not last or last[0].to != probation.adapter:  # at the start something else was found in service
             await asyncio.to_thread(self._end, probation)
             return None
-        failures = self._engine.failures(probation.sha256)
-        if failures >= FAILURES:
-            return "engine", f"The engine failed {failures} times to give an answer with it."
-        if time.monotonic() >= self._count_at:
+        fault = engine_fault(self._engine, probation.sha256)
+        if fault is None and time.monotonic() >= self._count_at:
             self._count_at = time.monotonic() + RATINGS_SECONDS
-            worse = await asyncio.to_thread(self._rated_worse, probation)
-            if worse is not None:
-                return "ratings", worse
+            fault = await asyncio.to_thread(self._rated_worse, probation)
+        if fault is not None:
+            return fault
         now = time.time()
         if now >= min(probation.probe_at, probation.until):
             try:
@@ -135,7 +131,7 @@ class Watch:
             except _NotNow:
                 return None
             if len(lost) > self._config.gate.max_probe_drop:
-                return "probes", f"What it answered in the gate it does not answer any more: {' '.join(lost)}"
+                return Fault("probes", f"It has lost what it answered in the gate: {' '.join(lost)}")
             probation = probation.after_probes(now)
             if now < probation.until:
                 await asyncio.to_thread(self._keep, probation)
@@ -144,13 +140,9 @@ class Watch:
                 self._events.publish("adapter.proved", adapter=probation.adapter, actor=APPLIANCE)
         return None
 
-    def _rated_worse(self, probation: Probation) -> str | None:
-        ratings, since = self._store.ratings, probation.since
-        now = count_votes(ratings.answers(probation.adapter, since), ratings.votes(probation.adapter, since))
-        before = count_votes(
-            ratings.answers(probation.before, before=since), ratings.votes(probation.before, before=since)
-        )
-        return find_worse(now, before, self._config.gate.probation_chance)
+    def _rated_worse(self, probation: Probation) -> Fault | None:
+        chance, since = self._config.gate.probation_chance, probation.since
+        return rating_fault(self._store, chance, probation.adapter, probation.before, since, until=since)
 
     async def _lost(self, probation: Probation) -> list[str]:
         """Repeat the probe set while nobody is being answered; at the end of the probation, in any case."""

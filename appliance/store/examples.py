@@ -4,7 +4,8 @@
        ▲  ◀──release──┘     └──park──▶ parked
     review (a critique without an accepted target)
 
-`superseded` and `excluded` are ends: replaced by newer feedback, and taken out by a person.
+`superseded` and `excluded` are ends: replaced by newer feedback, and taken out, by a person or because the
+adapter that gave the answer was given up.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ class Examples:
                 "UPDATE examples SET state = 'used' WHERE state = 'training' AND run_id = ?", (run_id,)
             ).rowcount
 
-    def exclude_answers(self, adapter: str, since: float) -> int:
+    def exclude_answers(self, adapter: str, since: float = 0.0) -> int:
         """Keep out of the queue what an adapter that was given up has answered since then.
 
         What people said of these answers stays. Says how many left the queue.
