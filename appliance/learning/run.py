@@ -358,14 +358,16 @@ class Runner:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be tried out: {error.message}")
         if fault is not None:
-            self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=fault.reason)
             reason = f"It passed the gate, but not on {share:.0%} of the requests. {fault.reason}"
             with self._store.transaction():
                 row = self._store.adapters.get(name)
                 assert row is not None
                 self._store.adapters.withdraw(name, row.sha256, fault.reason)
                 self._store.examples.exclude_answers(name)
-                return self._give_back(run, "rejected", reason, [fault.by])
+                run = give_back(self._store, self._config, run, "rejected", reason, [fault.by])
+            self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=fault.reason)
+            self._tell(run)
+            return run
         if self._closing:
             return run
         if self._child.stopped:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from daemons import Daemon, StartDaemon, accept_adapter, install_bundle
 
 from appliance.adapters.file import read_adapter
@@ -37,7 +38,8 @@ def plant(home: Home, bundle: Bundle) -> str:
     )
     run = store.runs.create("threshold", 1)
     store.examples.hold(run.id, [example.id])
-    report = {"passed": True, "summary": "Passed.", "checks": [], "fingerprint": fingerprint}
+    verdict = {"passed": True, "summary": "Passed.", "checks": [], "answers": [], "seconds": 0.0}
+    report = {**verdict, "fingerprint": fingerprint}
     store.runs.update(run.id, state="gating", adapter=NAME, report=report)
     row = store.adapters.get(NAME)
     assert row is not None
@@ -57,8 +59,8 @@ def ask(daemon: Daemon, *turns: str, model: str = "shammah") -> str:
     return str(response.json()["id"])
 
 
-def rate_down(daemon: Daemon, completion: str) -> None:
-    given = daemon.post("/v1/feedback", json={"completion_id": completion, "rating": "down"})
+def rate_down(daemon: Daemon, completion: str, **exchange: str) -> None:
+    given = daemon.post("/v1/feedback", json={"completion_id": completion, "rating": "down", **exchange})
     assert given.status_code == 200, given.text
 
 
@@ -83,6 +85,7 @@ def run_of(daemon: Daemon, run: str) -> dict[str, Any]:
     return dict(daemon.get(f"/v1/training/runs/{run}").json())
 
 
+@pytest.mark.slow
 def test_a_bad_adapter_is_rolled_back_by_its_ratings(
     start_daemon: StartDaemon, bundle: Bundle, home: Home
 ) -> None:
@@ -103,7 +106,9 @@ def test_a_bad_adapter_is_rolled_back_by_its_ratings(
 
     # A word on what the one before says is none on this one.
     for number in range(3):
-        rate_down(daemon, ask(daemon, f"What is {number} plus 1?", model="shammah:base"))
+        asked = f"What is {number} plus 1?"
+        completion = ask(daemon, asked, model="shammah:base")
+        rate_down(daemon, completion, query=asked, response="Whatever it said.")  # of trials no text is kept
     for number in range(2):
         rate_down(daemon, ask(daemon, f"Who painted picture {number}?"))
     assert serving(daemon) == NAME
@@ -130,6 +135,7 @@ def test_a_bad_adapter_is_rolled_back_by_its_ratings(
     assert not home.current.is_symlink()
 
 
+@pytest.mark.slow
 def test_a_bad_challenger_gets_no_further_than_its_share(
     start_daemon: StartDaemon, bundle: Bundle, home: Home
 ) -> None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS, OfflineModel
 from appliance.engine.request import GenerationRequest
 from appliance.errors import Conflict
 from appliance.home import Home
@@ -54,7 +55,7 @@ async def trying(home: Home, bundle: Bundle) -> AsyncIterator[tuple[Box, Run, li
 def passed(box: Box) -> tuple[Run, list[str]]:
     """A run whose adapter passed the gate when the power went."""
     with box.store.transaction():
-        examples = [add(box.store, f"{number}?", f"Taught {number}.").id for number in range(2)]
+        examples = [add(box.store, f"Fact {number}?", f"Taught {number}.").id for number in range(2)]
         run = box.store.runs.create("threshold", 2, "champion")
         box.store.examples.hold(run.id, examples)
         put(box, NAME, scale=0.15, seed=7, run_id=run.id, parent="champion")
@@ -64,11 +65,7 @@ def passed(box: Box) -> tuple[Run, list[str]]:
 
 
 def probe(box: Box) -> list[int]:
-    from appliance.engine.offline import OfflineModel
-
     model = OfflineModel(box.bundle, box.registry.load(NAME), threads=1, capacity=64)
-    from appliance.engine.offline import PROBE_PROMPT, PROBE_TOKENS
-
     return next(model.greedy([box.tokenizer.encode(PROBE_PROMPT)], PROBE_TOKENS))
 
 
@@ -102,7 +99,6 @@ async def test_it_answers_its_share_and_is_promoted(home: Home, bundle: Bundle) 
             box.learning.request()
         with pytest.raises(Conflict, match="cancel it first"):
             await box.learning.forget(Wish((examples[0],)), "owner")
-        box.store.runs.update(run.id, pid=None)
         await asyncio.sleep(1)
         assert box.store.runs.count() == 1
         for number in range(8):
@@ -167,13 +163,14 @@ async def test_a_person_decides_meanwhile(home: Home, bundle: Bundle, choice: st
         else:
             await box.switch.promote(choice, reason="test", actor="owner")
         await box.finished(seconds=30)
+        # Learned anew at once from what serves now, or after a pause when a person cancelled.
         state, serving, left = {
-            "other": ("rejected", "other", "pending"),
-            NAME: ("promoted", NAME, "used"),
-            "rollback": ("rejected", None, "pending"),
-            "cancel": ("cancelled", "champion", "pending"),
+            "other": ("rejected", "other", {"pending", "training"}),
+            NAME: ("promoted", NAME, {"used"}),
+            "rollback": ("rejected", None, {"pending", "training"}),
+            "cancel": ("cancelled", "champion", {"pending"}),
         }[choice]
         assert box.store.runs.get(run.id).state == state
         assert everywhere(box, serving)
-        assert states(box, examples) == [left, left]
+        assert set(states(box, examples)) <= left
         assert load_probation(box.store.settings) is None  # what a person chose is not on probation
