@@ -109,7 +109,7 @@ def build(home: Home, config: Config) -> Parts:
         engine=engine,
         switch=switch,
         collector=Collector(store, config, events),
-        learning=Learning(home, config, store, registry, bundle, switch, events, busy=lambda: engine.busy),
+        learning=Learning(home, config, store, registry, bundle, engine, switch, events),
     )
 
 
@@ -276,9 +276,11 @@ def _engine(
 
 
 def _accepted(store: Store, adapter: Adapter) -> bool:
-    """Whether the gate has passed this very file, not just one of its name."""
+    """Whether the gate has passed this very file, not just one of its name, and service has not failed it."""
     row = store.adapters.get(adapter.name)
-    return row is not None and row.state == "accepted" and row.sha256 == adapter.sha256
+    if row is None or row.state != "accepted" or row.sha256 != adapter.sha256:
+        return False
+    return row.withdrawn is None
 
 
 def _protected(store: Store) -> bool:

@@ -212,6 +212,24 @@ class GateConfig(Section):
         1.6, description="The same, for longer ones; all are cut off after 24 tokens."
     )
 
+    canary_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0, description="A run's adapter answers this share of the requests before it serves all; 0: none."
+    )
+    canary_answers: int = Field(50, ge=1, description="It is promoted after so many answers, if not worse.")
+    canary_minutes: Positive = Field(
+        720, description="It is promoted after this time too, however few answers it gave."
+    )
+    probation_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1440,
+        description="An adapter the box put in service by itself is watched this long, and rolled back when "
+        "it does worse than the one before; 0: not at all.",
+    )
+    probation_chance: Annotated[float, Field(gt=0, le=0.1)] = Field(
+        0.003,
+        description="Ratings bring an adapter down when they would be so much worse than before by chance "
+        "less often than this.",
+    )
+
 
 class CollectConfig(Section):
     """`[collect]`: what is stored."""

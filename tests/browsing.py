@@ -108,6 +108,9 @@ def give_past(home: Home, bundle: Bundle) -> None:
     with opened(home) as store:
         add_adapter(home, store, bundle, FIRST, 1)
         add_adapter(home, store, bundle, SECOND, 2)
+        withdrawn = store.adapters.get(SECOND)
+        assert withdrawn is not None
+        store.adapters.withdraw(SECOND, withdrawn.sha256, f"because of {NASTY}")
         for state, report in (("failed", None), ("rejected", REPORT)):
             run = store.runs.create("threshold", 100, parent=FIRST)
             store.runs.update(

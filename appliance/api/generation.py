@@ -70,7 +70,7 @@ async def begin(
         constraint=constraint,
         client=device.id if device else request.ip,
     )
-    weights = await find_weights(request, body.model)
+    weights = await find_weights(request, body.model, f"{asked.client}\0{body.opening}")
     if count > 1:
         weights = weights or engine.weights  # a switch between two choices must not tell them apart
     generations: list[Generation] = []

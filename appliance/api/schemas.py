@@ -69,6 +69,11 @@ class GenerationBody(Body):
             return (self.stop,)
         return tuple(self.stop or ())
 
+    @property
+    def opening(self) -> str:
+        """What a conversation began with: the same in each of its turns."""
+        raise NotImplementedError
+
 
 class JsonSchema(Body):
     """The schema that an answer must follow. It is followed to the letter, `strict` or not."""
@@ -112,6 +117,12 @@ class ChatBody(GenerationBody):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer.")
 
+    @property
+    def opening(self) -> str:
+        """The first message of the user."""
+        users = (message for message in self.messages if message.role == "user")
+        return next((str(message.plain()["content"]) for message in users), "")
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unserved(cls, data: Any) -> Any:
@@ -150,6 +161,11 @@ class CompletionBody(GenerationBody):
 
     prompt: str | list[str]
     logprobs: int | None = Field(None, ge=0, le=5, description="Likely tokens to report in each place.")
+
+    @property
+    def opening(self) -> str:
+        """There are no turns: the whole prompt."""
+        return str(self.prompt)
 
     @model_validator(mode="before")
     @classmethod

@@ -42,17 +42,23 @@ def adapter_of(request: Request, model: str) -> str | None:
     return None if model == BASE else model.removeprefix(_PARTICULAR)
 
 
-async def find_weights(request: Request, model: str) -> Session | None:
+async def find_weights(request: Request, model: str, conversation: str) -> Session | None:
     """The weights that shall answer; None for what is in service.
+
+    Args:
+        request: the HTTP request.
+        model: the name it gives.
+        conversation: the same for all turns of one, so that a canary does not change sides within it.
 
     Raises:
         NotFound: nothing is called that; the message names what is.
         AdapterInvalid: the adapter's file is damaged or fits another base.
         Unavailable: no session can be built with it.
     """
-    if in_service(request, model):
-        return None
     ctx = request.app.ctx
+    if in_service(request, model):
+        challenger: Session | None = ctx.learning.canary.weights_for(conversation)
+        return challenger
     if model == BASE:
         base: Session = await ctx.engine.prepare(None)
         return base

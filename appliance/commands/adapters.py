@@ -46,12 +46,12 @@ def list_(as_json: bool) -> None:
             [
                 "*" if row["name"] == current else " ",
                 row["name"],
-                row["state"],
+                "withdrawn" if row["withdrawn"] and row["state"] == "accepted" else row["state"],
                 row["rank"],
                 size(row["size"]),
                 moment(row["created"]),
                 row["run_id"],
-                shorten((row["report"] or {}).get("summary") or ""),
+                shorten(row["withdrawn"] or (row["report"] or {}).get("summary") or ""),
             ]
             for row in rows
         ),

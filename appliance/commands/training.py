@@ -37,7 +37,7 @@ def status(as_json: bool) -> None:
         [
             ("Daemon", f"running at {daemon.url}/, process {daemon.pid}" if daemon else "not running"),
             ("Model", facts["model"]),
-            ("Adapter", facts["adapter"] or "none (base)"),
+            ("Adapter", _adapter_line(facts["adapter"], learning["probation"])),
             ("Queue", _queue_line(learning)),
             ("Run", _run_line(learning)),
             ("Last run", _last_run_line(learning["last_run"])),
@@ -152,10 +152,12 @@ def _from_disk(home: Home) -> dict[str, Any]:
     from dataclasses import asdict
 
     from appliance.config import load_config
+    from appliance.learning.probation import load_probation
 
     settings = load_config(home.config)
     with open_store() as store:
         runs = store.runs.list(limit=1)
+        probation = load_probation(store.settings)
         oldest = store.examples.oldest_pending()
         pending, review = store.examples.count("pending", "training"), store.examples.review_count()
     minutes = settings.lora.batch_timeout_minutes
@@ -177,8 +179,17 @@ def _from_disk(home: Home) -> dict[str, Any]:
             "deferral": None,
             "last_run": asdict(runs[0]) if runs else None,
             "review": review,
+            "probation": asdict(probation) if probation else None,
         },
     }
+
+
+def _adapter_line(adapter: str | None, probation: dict[str, Any] | None) -> str:
+    if adapter is None:
+        return "none (base)"
+    if probation is None or probation["adapter"] != adapter:
+        return adapter
+    return f"{adapter}, on probation until {moment(probation['until'])}"
 
 
 def _queue_line(learning: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.console.resources import Resources, read_resources
+from appliance.learning.probation import load_probation
 from appliance.learning.service import LearningStatus
 from appliance.learning.switch import lineage
 from appliance.store.adapters import AdapterRow
@@ -52,6 +53,7 @@ class AdapterLine:
 
     row: AdapterRow
     in_service: bool
+    on_probation: bool
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ def adapters(ctx: Any) -> Adapters:
     rows: list[AdapterRow] = sorted(ctx.store.adapters.list(), key=lambda row: row.created, reverse=True)
     serving = ctx.engine.adapter
     shown = rows[:ADAPTERS_SHOWN] + [row for row in rows[ADAPTERS_SHOWN:] if row.name == serving]
-    return Adapters(tuple(AdapterLine(row, row.name == serving) for row in shown), serving is None)
+    probation = load_probation(ctx.store.settings)
+    tried = probation.adapter if probation else None
+    lines = (AdapterLine(row, row.name == serving, serving == tried) for row in shown)
+    return Adapters(tuple(lines), serving is None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ does an answer.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from appliance.engine.cache import KVCache
 from appliance.engine.prefixes import BLOCK, Key, PrefixCache
 from appliance.engine.sequence import Sequence
 from appliance.engine.session import Session
+from appliance.errors import Unavailable
 
 RELEASE_ABOVE = 256  # tokens; a shorter row's memory is kept for the next request
 DRAFTED_TOKENS = 16  # tokens of answers in a step up to which drafting is cheap
@@ -52,6 +53,8 @@ class Batch:
             drafts: whether to draft.
         """
         self.work = Work()
+        self.failures: Counter[str] = Counter()
+        """By weights: steps that failed, and answers that ended in numbers which are none."""
         self._cache = cache
         self._prefixes = prefixes
         self._chunk = prefill_chunk
@@ -153,7 +156,13 @@ class Batch:
                 wanted.append(end - 1)
             tokens += piece
             counts[row - first] = len(piece)
-        logits = session.step(np.array(tokens, np.int64), first, lengths, counts, np.array(wanted, np.int64))
+        try:
+            logits = session.step(
+                np.array(tokens, np.int64), first, lengths, counts, np.array(wanted, np.int64)
+            )
+        except Exception:
+            self.failures[session.weights] += 1
+            raise
         at = 0
         for row in sorted(by_row):
             sequence = by_row[row]
@@ -175,6 +184,9 @@ class Batch:
         sequence.length += bool(piece)
         right = 0
         for row in logits:
+            if not np.isfinite(row.max()):  # a single NaN or +inf shows there; -inf is a token ruled out
+                self._give_up(sequence)
+                break
             self.work.generated_tokens += 1
             if sequence.accept(row):
                 self._leave(sequence)
@@ -217,6 +229,13 @@ class Batch:
 
     def _leave(self, sequence: Sequence) -> None:
         self._keep(sequence)  # a conversation goes on from its last answer
+        self._free(sequence)
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """End an answer whose numbers mean nothing; what was computed of it is not kept."""
+        assert sequence.session is not None
+        self.failures[sequence.session.weights] += 1
+        sequence.emit(Unavailable("The model gives numbers that are not finite."))
         self._free(sequence)
 
     def _free(self, sequence: Sequence) -> None:

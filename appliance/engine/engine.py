@@ -107,7 +107,7 @@ class Engine:
         """
         self.bundle = bundle
         self.context_length = min(config.context_length or 10**9, bundle.manifest.context_length)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._queue_limit = config.queue
         self._threads = config.threads or default_threads()
         self._cache = KVCache(bundle.manifest, config.slots, self.context_length)
@@ -156,6 +156,10 @@ class Engine:
         self._running = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    def failures(self, weights: str) -> int:
+        """How often these weights (an adapter's hash, or "base") gave no answer since the start."""
+        return self._batch.failures[weights]
 
     def stop(self) -> None:
         """Stop after the present step; unfinished requests end with `Unavailable`."""
@@ -213,7 +217,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-        sequence = Sequence(request, self._tokenizer, min(request.max_tokens, room), emit)
+        sequence = Sequence(request, self.tokenizer, min(request.max_tokens, room), emit)
         sequence.session = weights
         with self._wake:
             if not self._running:
@@ -283,7 +287,7 @@ class Engine:
     def _build(self, adapter: Adapter | None, expected: tuple[int, ...] | None) -> Session:
         scratch = KVCache(self.bundle.manifest, 1, PROBE_CAPACITY)
         session = Session(self.bundle, adapter, scratch, threads=self._threads)
-        tokens = probe(session, self._tokenizer)
+        tokens = probe(session, self.tokenizer)
         if expected is not None and tokens != expected:
             name = adapter.name if adapter else "base"
             raise Unavailable(f"{name} does not answer here as it did in the gate; it was not switched to.")

@@ -76,6 +76,11 @@ class Child:
         self.seconds = 0.0
         self.peak_mb = 0.0
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
     def stop(self) -> None:
         """Kill what runs; `run` then raises `ChildStopped`, now and later."""
         self._stop.set()

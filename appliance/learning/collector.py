@@ -203,6 +203,8 @@ class Collector:
             return False
         if examples.is_rejected(exchange.query, exchange.response):
             return False
+        if exchange.adapter is not None and self._store.adapters.is_withdrawn(exchange.adapter):
+            return False  # it was under way when the adapter was rolled back
         feedback = examples.feedback_on(exchange.completion_id, exchange.query, exchange.response)
         if feedback is not None:
             # The person was faster than this thread: their word on the exchange is in the queue.

@@ -136,6 +136,10 @@ class DroppedIn:
         if not report["passed"]:
             self._rejected(name, report["summary"])
             return None
+        row_now = self._store.adapters.get(name)
+        if row_now is not None and row_now.withdrawn is not None:
+            logger.warning("%s passed, but is left to a person: %s", name, row_now.withdrawn)
+            return None
         return tuple(report["fingerprint"])
 
     def _reject_unread(self, path: Path, error: AdapterInvalid) -> None:

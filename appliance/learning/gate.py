@@ -111,6 +111,11 @@ class Gate:
             **report,
             "sha256": candidate.sha256,
             "reference": reference.name if reference else None,
+            "answered": [
+                probe.question
+                for probe, passed in zip(load_probes(), new_general.probes, strict=False)
+                if passed
+            ],
             "fingerprint": list(new_general.fingerprint),
         }
 

@@ -9,12 +9,13 @@ from appliance.events import EventBus
 from appliance.learning.child import Child
 from appliance.learning.estimate import Forecast, Pace
 
-Phase = Literal["preparing", "training", "gating", "switching"]
+Phase = Literal["preparing", "training", "gating", "canary", "switching"]
 
 _SHARES: dict[Phase, tuple[float, float]] = {
     "preparing": (0.0, 0.0),
     "training": (0.0, 0.8),
     "gating": (0.8, 0.98),
+    "canary": (0.98, 0.98),
     "switching": (0.98, 1.0),
 }
 

@@ -11,15 +11,23 @@ Nothing an owner taught is thrown away, and no batch may keep the box busy for e
 * Newer examples wait for that outcome; they are not in the batch and are never parked with it.
 * A run that a person *cancelled* releases its examples; no run starts by itself for one batch
   timeout. One that the box's shutdown interrupted does not count as an attempt.
+* A run whose adapter was promoted and did not stand the *probation* is as good as rejected: what it
+  learned is learned again, more gently, from the adapter before, and parked in the end. What people
+  rejected meanwhile is not learned again; the ratings that brought the adapter down are examples of
+  their own.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
-from appliance.config import TrainConfig
+from appliance.config import Config, TrainConfig
+from appliance.store import Store
+from appliance.store.runs import Run
 from appliance.store.settings import Settings
 
 KEY = "learning.retry"
@@ -28,8 +36,9 @@ GENTLER = 1.5
 
 FORGETTING = frozenset(
     {"perplexity", "probes", "heldout", "earlier", "empty", "loops", "refusals", "sameness", "length"}
+    | {"ratings", "engine"}
 )
-"""Checks of the gate that fail when a model was changed too much; the others, when it learned too little."""
+"""What fails in gate or probation when a model was changed too much; the rest, when it learned too little."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,70 @@ def save_retry(settings: Settings, retry: Retry | None) -> None:
         settings.delete(KEY)
     else:
         settings.set(KEY, json.dumps(asdict(retry)))
+
+
+def give_back(
+    store: Store,
+    config: Config,
+    run: Run,
+    state: Literal["failed", "rejected"],
+    reason: str,
+    failed: Sequence[str] = (),
+    *,
+    again: bool = False,
+) -> Run:
+    """End a run: release or park the examples it holds, and note when they are tried again.
+
+    Another batch may wait to be tried again already: that of an adapter which was given up while this run
+    went on from it. The two are then tried together.
+
+    Args:
+        store: where.
+        config: how often, and the pause.
+        run: the run.
+        state: how it ended.
+        reason: why, for a person.
+        failed: the checks that failed.
+        again: its attempt does not count.
+    """
+    attempt = run.attempt if again else run.attempt + 1
+    with store.transaction():
+        other = _other_waiting(store)
+        held = tuple(example.id for example in store.examples.held(run.id))
+        if attempt > config.train.max_attempts:
+            store.examples.park(run.id)
+            save_retry(store.settings, other)
+            reason = f"{reason} After {run.attempt} attempts its examples were parked."
+            return end_run(store, run, "parked", reason)
+        store.examples.release(run.id)
+        pause = 0.0 if again else pause_seconds(run.attempt, config.resources.retry_minutes)
+        retry = Retry(time.time() + pause, held, attempt, tuple(failed))
+        save_retry(store.settings, retry if other is None else _together(retry, other))
+        return end_run(store, run, state, reason)
+
+
+def _other_waiting(store: Store) -> Retry | None:
+    """The batch that waits to be tried again, as far as it is in the queue and no run has it."""
+    retry = load_retry(store.settings)
+    if retry is None:
+        return None
+    pending = {example.id for example in store.examples.pending()} if retry.ids else set()
+    left = tuple(ident for ident in retry.ids if ident in pending)
+    return replace(retry, ids=left) if left else None
+
+
+def _together(one: Retry, other: Retry) -> Retry:
+    return Retry(
+        max(one.not_before, other.not_before),
+        (*one.ids, *other.ids),
+        max(one.attempt, other.attempt),
+        tuple(dict.fromkeys((*one.failed, *other.failed))),
+    )
+
+
+def end_run(store: Store, run: Run, state: str, reason: str) -> Run:
+    """Store how a run ended."""
+    return store.runs.update(run.id, state=state, reason=reason, ended=time.time(), pid=None)
 
 
 def pause_seconds(attempt: int, retry_minutes: float) -> float:

@@ -28,10 +28,11 @@ from appliance.learning.backend import trainer_program
 from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, kill_orphans
 from appliance.learning.estimate import Estimate, gate_seconds, pace, recipe
+from appliance.learning.faults import Fault
 from appliance.learning.judge import Judge
 from appliance.learning.progress import RunProgress, Tracker, Watch
 from appliance.learning.resumption import Resumption
-from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
+from appliance.learning.retry import Retry, adjusted, end_run, give_back, load_retry, save_retry
 from appliance.learning.selection import Selection, describe, select
 from appliance.learning.trainer import (
     CANDIDATE,
@@ -57,6 +58,8 @@ BATCH_LIMIT = 2000
 
 Promote = Callable[[str, str, "tuple[int, ...] | None"], None]
 """`promote(name, reason, fingerprint)`: blocks until the adapter is in service, or raises."""
+TryOut = Callable[[str, "str | None", Callable[[], bool], Callable[[int], None]], "Fault | None"]
+"""`try_out(name, before, over, report)`: blocks for the length of the canary; see `canary.py`."""
 
 
 class _NothingToTrain(Exception):
@@ -76,7 +79,9 @@ class Runner:
         promote: Promote,
         events: EventBus,
         trainer: Sequence[str] | None = None,
+        *,
         busy: Callable[[], bool] = lambda: False,
+        try_out: TryOut,
     ) -> None:
         """`trainer`: a program instead of the backend's, for tests. It yields to `busy` requests."""
         self._home = home
@@ -87,6 +92,7 @@ class Runner:
         self._promote = promote
         self._events = events
         self._trainer = trainer
+        self._try_out = try_out
         self._yielding = Yielding(busy, config.resources.busy_share)
         self._resumption = Resumption(home, config, store, registry, events)
         self._tracker = Tracker(events)
@@ -310,6 +316,8 @@ class Runner:
             self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=report["summary"])
             failed = [check["name"] for check in report["checks"] if not check["passed"]]
             return self._give_back(run, "rejected", report["summary"], failed)
+        if (ended := self._canary(run, name)) is not None:
+            return ended
         self._tracker.enter(run.id, "switching")
         serving = self._registry.current()
         if serving not in (run.parent, name):
@@ -332,6 +340,43 @@ class Runner:
         self._tell(run)
         return run
 
+    def _canary(self, run: Run, name: str) -> Run | None:
+        """Let the adapter answer a share of the requests first.
+
+        Returns:
+            The run, if it goes no further: rejected, cancelled, or left to the next start.
+        """
+        share, answers = self._config.gate.canary_share, self._config.gate.canary_answers
+        if not share or self._registry.current() != run.parent:
+            return None
+
+        def over() -> bool:
+            return self._child.stopped or self._registry.current() != run.parent
+
+        self._tracker.enter(run.id, "canary")
+        try:
+            fault = self._try_out(name, run.parent, over, lambda count: self._tracker.advance(count, answers))
+        except Unavailable as error:
+            self._store.adapters.set_state(name, "rejected")
+            return self._give_back(run, "failed", f"It could not be tried out: {error.message}")
+        if fault is not None:
+            reason = f"It passed the gate, but not on {share:.0%} of the requests. {fault.reason}"
+            with self._store.transaction():
+                row = self._store.adapters.get(name)
+                assert row is not None
+                self._store.adapters.withdraw(name, row.sha256, fault.reason)
+                self._store.examples.exclude_answers(name)
+                run = give_back(self._store, self._config, run, "rejected", reason, [fault.by])
+            self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=fault.reason)
+            self._tell(run)
+            return run
+        if self._closing:
+            return run
+        if self._child.stopped:
+            self._store.adapters.set_state(name, "rejected")
+            return self._cancelled(run)
+        return None
+
     def _place(self, run: Run, name: str) -> None:
         """Move the candidate among the adapters, unless that has been done."""
         candidate = self._directory(run) / CANDIDATE
@@ -352,28 +397,8 @@ class Runner:
         *,
         again: bool = False,
     ) -> Run:
-        """Release or park the examples, and say when they are tried again.
-
-        Args:
-            run: the run.
-            state: how it ended.
-            reason: why, for a person.
-            failed: the gate's checks that failed.
-            again: its attempt does not count.
-        """
-        attempt = run.attempt if again else run.attempt + 1
-        with self._store.transaction():
-            if attempt > self._config.train.max_attempts:
-                self._store.examples.park(run.id)
-                save_retry(self._store.settings, None)
-                reason = f"{reason} After {run.attempt} attempts its examples were parked."
-                run = self._end(run, "parked", reason)
-            else:
-                ids = tuple(example.id for example in self._store.examples.held(run.id))
-                self._store.examples.release(run.id)
-                pause = 0.0 if again else pause_seconds(run.attempt, self._config.resources.retry_minutes)
-                save_retry(self._store.settings, Retry(time.time() + pause, ids, attempt, tuple(failed)))
-                run = self._end(run, state, reason)
+        """Release or park the examples, and tell; see `retry.give_back`."""
+        run = give_back(self._store, self._config, run, state, reason, failed, again=again)
         self._tell(run)
         return run
 
@@ -406,7 +431,7 @@ class Runner:
         return run
 
     def _end(self, run: Run, state: str, reason: str) -> Run:
-        return self._store.runs.update(run.id, state=state, reason=reason, ended=time.time(), pid=None)
+        return end_run(self._store, run, state, reason)
 
     def _tell(self, run: Run) -> None:
         discard(self._directory(run))

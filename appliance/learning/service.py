@@ -14,18 +14,23 @@ from pathlib import Path
 from appliance.adapters.registry import Registry
 from appliance.adapters.watcher import AdapterWatcher
 from appliance.config import Config
+from appliance.engine.engine import Engine
 from appliance.errors import Conflict, InvalidRequest, ShammahError
 from appliance.events import EventBus
 from appliance.home import Home
+from appliance.learning.canary import Canary
 from appliance.learning.dropped import DroppedIn
 from appliance.learning.estimate import Estimate
+from appliance.learning.faults import Fault
 from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
+from appliance.learning.probation import Probation, load_probation
 from appliance.learning.progress import RunProgress
 from appliance.learning.retry import load_retry
 from appliance.learning.run import Runner
 from appliance.learning.scheduler import Due, Scheduler, find_due
-from appliance.learning.switch import Switch
+from appliance.learning.switch import APPLIANCE, Switch
+from appliance.learning.watch import Watch
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.runs import Run, Trigger
@@ -53,6 +58,7 @@ class LearningStatus:
         retry_at: when a batch whose run did not succeed is tried again.
         last_run: the last one that ended.
         review: critiques that wait for a person.
+        probation: the adapter in service that has to prove itself, if it has to.
     """
 
     enabled: bool
@@ -65,6 +71,7 @@ class LearningStatus:
     retry_at: float | None
     last_run: Run | None
     review: int
+    probation: Probation | None
 
 
 class Learning:
@@ -80,21 +87,34 @@ class Learning:
         store: Store,
         registry: Registry,
         bundle: Bundle,
+        engine: Engine,
         switch: Switch,
         events: EventBus,
         *,
         trainer: Sequence[str] | None = None,
-        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Put it together. What runs here yields while `busy` says that requests are served."""
+        """Put it together. What runs here yields to the requests of `engine`."""
         self._home = home
         self._config = config
         self._store = store
         self._registry = registry
         self._switch = switch
         self._events = events
-        self._runner = Runner(home, config, store, registry, bundle, self._promote, events, trainer, busy)
-        self._dropped = DroppedIn(home, config, store, registry, bundle, events, busy)
+        self.canary = Canary(config, store, engine, events)
+        self._runner = Runner(
+            home,
+            config,
+            store,
+            registry,
+            bundle,
+            self._promote,
+            events,
+            trainer,
+            busy=lambda: engine.busy,
+            try_out=self._try_out,
+        )
+        self._dropped = DroppedIn(home, config, store, registry, bundle, events, lambda: engine.busy)
+        self._watch = Watch(config, store, switch, engine, events)
         self._scheduler = Scheduler(store, self._check)
         self._lock = threading.Lock()
         self._busy = True  # until what a crash left has been dealt with
@@ -104,7 +124,7 @@ class Learning:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning")
         self._stop = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Take up what a crash left, then watch queue and directory."""
@@ -114,18 +134,22 @@ class Learning:
         self._submit(self._recover)
         self._scheduler.start()
         watcher = AdapterWatcher(self._registry, self.consider, earlier=earlier)
-        self._watching = asyncio.create_task(watcher.run(self._stop))
+        self._watching = [
+            asyncio.create_task(watcher.run(self._stop)),
+            asyncio.create_task(self._watch.run()),
+        ]
 
     async def stop(self) -> None:
         """Stop the run going on, if any; its examples are pending again."""
         self._stop.set()
+        self._watch.stop()
         self._runner.close()
         self._dropped.close()
         await asyncio.to_thread(self._scheduler.stop)
         # The loop goes on meanwhile: a switch under way ends first.
         await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
-        if self._watching is not None:
-            await self._watching
+        for task in self._watching:
+            await task
 
     def request(self, trigger: Trigger = "person") -> Run:
         """Start a run on all that is pending.
@@ -182,6 +206,7 @@ class Learning:
             retry_at=retry.not_before if retry else None,
             last_run=last,
             review=examples.review_count(),
+            probation=load_probation(self._store.settings),
         )
 
     async def forget(self, wish: Wish, actor: str) -> Forgotten:
@@ -283,8 +308,21 @@ class Learning:
 
     def _promote(self, name: str, reason: str, fingerprint: tuple[int, ...] | None) -> None:
         assert self._loop is not None
-        promotion = self._switch.promote(name, reason=reason, actor="appliance", fingerprint=fingerprint)
+        promotion = self._switch.promote(
+            name,
+            reason=reason,
+            actor=APPLIANCE,
+            fingerprint=fingerprint,
+            probation_minutes=self._config.gate.probation_minutes,
+        )
         asyncio.run_coroutine_threadsafe(promotion, self._loop).result()
+
+    def _try_out(
+        self, name: str, before: str | None, over: Callable[[], bool], report: Callable[[int], None]
+    ) -> Fault | None:
+        assert self._loop is not None
+        trial = self.canary.run(self._registry.load(name), before, over, report)
+        return asyncio.run_coroutine_threadsafe(trial, self._loop).result()
 
     # -- when ---------------------------------------------------------------------------------
 

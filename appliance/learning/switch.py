@@ -4,6 +4,9 @@ The order of a switch: read and validate the file; have the engine build, probe 
 point `current` to it and write the history in one step. Until the engine has taken it nothing has
 changed. If the link or the store then fail, the engine is given the old one back. A crash in between
 leaves `current` at the old one: whatever brought the box down is not served after the restart.
+
+What the box puts in service by itself is on probation (see `learning/watch.py`); what a person puts
+there is not, and stays.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.errors import AdapterInvalid, Conflict, NotFound, ShammahError
 from appliance.events import EventBus
+from appliance.learning.probation import Probation, begin_probation, load_probation, save_probation
 from appliance.store import Store
 from appliance.store.adapters import Switch as Past
 
 logger = logging.getLogger(__name__)
 
+APPLIANCE = "appliance"
+"""The actor of what the box does by itself."""
 HISTORY = 1000
 T = TypeVar("T")
 
@@ -53,9 +59,17 @@ class Switch:
         return self._engine.adapter
 
     async def promote(
-        self, name: str | None, *, reason: str, actor: str, fingerprint: tuple[int, ...] | None = None
+        self,
+        name: str | None,
+        *,
+        reason: str,
+        actor: str,
+        fingerprint: tuple[int, ...] | None = None,
+        probation_minutes: float = 0.0,
     ) -> None:
         """Put an adapter in service, or base for None. What is in service already is left alone.
+
+        A person who promotes an adapter that is on probation ends it: the adapter stays.
 
         A switch that has begun is finished even if the caller is cancelled.
 
@@ -64,15 +78,18 @@ class Switch:
             reason: why, for the history.
             actor: who asked.
             fingerprint: the probe's tokens as the gate saw them, to be met by the engine.
+            probation_minutes: how long the adapter has to prove itself; 0 for not at all.
 
         Raises:
             NotFound: there is no such adapter.
             AdapterInvalid: its file is damaged.
-            Conflict: the gate has not passed it.
+            Conflict: the gate has not passed it; or it was withdrawn, and no person asks for it.
             Unavailable: the engine could not take it; the old one goes on.
             StorageFull: likewise.
         """
-        await _finish(self._locked(lambda: self._promote(name, reason, actor, fingerprint)))
+        await _finish(
+            self._locked(lambda: self._promote(name, reason, actor, fingerprint, probation_minutes))
+        )
 
     async def rollback(
         self, actor: str, *, reason: str = "rolled back", skip: Collection[str] = ()
@@ -92,6 +109,22 @@ class Switch:
         """
         return await _finish(self._locked(lambda: self._rollback(actor, reason, skip)))
 
+    async def withdraw(self, probation: Probation, settle: Callable[[], None]) -> bool:
+        """Roll back from the adapter that failed this probation.
+
+        Args:
+            probation: its record, with the reason.
+            settle: writes to the store what follows from that, in the transaction of the switch.
+
+        Returns:
+            Whether that was done; not if the probation has ended meanwhile: a person was faster.
+
+        Raises:
+            Unavailable: the engine could not go back; the adapter goes on.
+            StorageFull: likewise.
+        """
+        return await _finish(self._locked(lambda: self._withdraw(probation, settle)))
+
     async def previous(self) -> str | None:
         """What `rollback` would lead to.
 
@@ -106,21 +139,56 @@ class Switch:
 
     async def _rollback(self, actor: str, reason: str, skip: Collection[str]) -> str | None:
         name = await asyncio.to_thread(self._previous, skip)
-        await self._promote(name, reason, actor, None)
+        await self._promote(name, reason, actor)
         return name
 
+    async def _withdraw(self, probation: Probation, settle: Callable[[], None]) -> bool:
+        if await asyncio.to_thread(load_probation, self._store.settings) != probation:
+            return False
+        if self._engine.adapter == probation.adapter:
+            name = await asyncio.to_thread(self._previous, (probation.adapter,))
+            await self._promote(name, probation.failed or "", APPLIANCE, settle=settle)
+        else:  # the start has found it broken, and serves something else already
+            await asyncio.to_thread(self._end_probation, settle)
+        return True
+
     async def _promote(
-        self, name: str | None, reason: str, actor: str, fingerprint: tuple[int, ...] | None
+        self,
+        name: str | None,
+        reason: str,
+        actor: str,
+        fingerprint: tuple[int, ...] | None = None,
+        probation_minutes: float = 0.0,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         before = self._engine.adapter
-        adapter = None if name is None else await asyncio.to_thread(self._load, name)
+        adapter = None if name is None else await asyncio.to_thread(self._load, name, actor)
+
+        def follow() -> None:
+            if adapter is not None and actor != APPLIANCE:
+                self._store.adapters.reinstate(adapter.sha256)
+            if adapter is not None and probation_minutes:
+                replaced = self._store.adapters.switches(1)[0].from_
+                begin_probation(
+                    self._store.settings, adapter.name, adapter.sha256, replaced, probation_minutes
+                )
+            settle()
+
         linked = await asyncio.to_thread(self._registry.current)
         same = adapter is None or self._serving in (None, adapter.sha256)
         if before == linked == name and same:
+            known = await asyncio.to_thread(load_probation, self._store.settings)
+            last = await asyncio.to_thread(self._store.adapters.switches, 1)
+            if known is None and probation_minutes and last and last[0].actor == APPLIANCE:
+                # The power went when the link was made, and nothing else.
+                await asyncio.to_thread(self._end_probation, follow)
+            elif known is not None and actor != APPLIANCE:
+                await asyncio.to_thread(self._end_probation, follow, actor)
+                self._events.publish("adapter.proved", adapter=name, actor=actor)
             return
         await self._engine.swap(adapter, fingerprint)
         try:
-            await asyncio.to_thread(self._record, name, linked, reason, actor)
+            await asyncio.to_thread(self._record, name, linked, reason, actor, follow)
         except Exception:
             await self._back_to(before)
             raise
@@ -129,7 +197,7 @@ class Switch:
         told = {"to": name, "from": before, "reason": reason, "actor": actor}
         self._events.publish("adapter.promoted", **told)
 
-    def _load(self, name: str) -> Adapter:
+    def _load(self, name: str, actor: str = APPLIANCE) -> Adapter:
         adapter = self._registry.load(name)
         row = self._store.adapters.get(name)
         if self._store.adapters.barred(adapter.sha256):
@@ -142,9 +210,20 @@ class Switch:
             raise Conflict(f"{name} was changed after the gate judged it; it is judged again.", param="name")
         if row.state != "accepted":
             raise Conflict(f"{name} cannot be put in service: the gate rejected it.", param="name")
+        if row.withdrawn is not None and actor == APPLIANCE:
+            raise Conflict(f"{name} was withdrawn: {row.withdrawn}", param="name")
         return adapter
 
-    def _record(self, name: str | None, linked: str | None, reason: str, actor: str) -> None:
+    def _end_probation(self, follow: Callable[[], None], kept_by: str | None = None) -> None:
+        with self._store.transaction():
+            if kept_by is not None:
+                self._store.audit.add(kept_by, "adapter.keep", {"adapter": self._engine.adapter})
+            save_probation(self._store.settings, None)
+            follow()
+
+    def _record(
+        self, name: str | None, linked: str | None, reason: str, actor: str, follow: Callable[[], None]
+    ) -> None:
         moved = False
         try:
             with self._store.transaction():
@@ -152,6 +231,8 @@ class Switch:
                 self._store.audit.add(
                     actor, "adapter.promote", {"to": name, "from": linked, "reason": reason}
                 )
+                save_probation(self._store.settings, None)
+                follow()
                 self._registry.set_current(name)
                 moved = True
         except BaseException:

@@ -18,6 +18,7 @@ from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
 from appliance.store.forgotten import Forgotten
 from appliance.store.keys import Keys
+from appliance.store.ratings import Ratings
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
 
@@ -34,6 +35,7 @@ class Store:
         self.adapters = Adapters(database)
         self.keys = Keys(database)
         self.completions = Completions(database)
+        self.ratings = Ratings(database)
         self.forgotten = Forgotten(database)
         self.audit = Audit(database)
         self.settings = Settings(database)

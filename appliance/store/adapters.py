@@ -26,6 +26,8 @@ class AdapterRow:
         run_id: the run that made it; None for a file a person put there.
         parent: the adapter it was trained from.
         report: the gate's report.
+        withdrawn: why the box took a file of this content out of service by itself; it does not put it
+            in again, but a person may.
     """
 
     name: str
@@ -38,6 +40,7 @@ class AdapterRow:
     parent: str | None
     state: AdapterState
     report: dict[str, Any] | None
+    withdrawn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,13 @@ class Switch:
 AdapterRows: TypeAlias = list[AdapterRow]
 Switches: TypeAlias = list[Switch]
 
-_COLUMNS = ", ".join(AdapterRow.__dataclass_fields__)
-_ASSIGN = ", ".join(f"{name} = excluded.{name}" for name in AdapterRow.__dataclass_fields__ if name != "name")
+_OWN = [name for name in AdapterRow.__dataclass_fields__ if name != "withdrawn"]
+_COLUMNS = ", ".join(_OWN)
+_ASSIGN = ", ".join(f"{name} = excluded.{name}" for name in _OWN if name != "name")
+_SELECT = (
+    f"SELECT {_COLUMNS}, (SELECT reason FROM withdrawn w WHERE w.sha256 = adapters.sha256) AS withdrawn"
+    " FROM adapters"
+)
 
 
 def _row(row: sqlite3.Row) -> AdapterRow:
@@ -63,14 +71,14 @@ def _row(row: sqlite3.Row) -> AdapterRow:
 
 
 class Adapters:
-    """The tables `adapters`, `switches` and `barred`."""
+    """The tables `adapters`, `switches`, `barred` and `withdrawn`."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def upsert(self, adapter: AdapterRow) -> None:
         """Store what is known about a file, replacing what was known under its name."""
-        values = {name: getattr(adapter, name) for name in AdapterRow.__dataclass_fields__}
+        values = {name: getattr(adapter, name) for name in _OWN}
         values["report"] = None if adapter.report is None else to_json(adapter.report, "report")
         with self._db.transaction("adapters") as tx:
             tx.execute(
@@ -81,12 +89,12 @@ class Adapters:
 
     def get(self, name: str) -> AdapterRow | None:
         """What is known about an adapter; None when nothing is."""
-        row = self._db.one(f"SELECT {_COLUMNS} FROM adapters WHERE name = ?", (name,))
+        row = self._db.one(f"{_SELECT} WHERE name = ?", (name,))
         return None if row is None else _row(row)
 
     def list(self) -> AdapterRows:
         """All adapters, newest first."""
-        rows = self._db.all(f"SELECT {_COLUMNS} FROM adapters ORDER BY created DESC, name DESC")
+        rows = self._db.all(f"{_SELECT} ORDER BY created DESC, name DESC")
         return [_row(row) for row in rows]
 
     def set_state(self, name: str, state: AdapterState, report: dict[str, Any] | None = None) -> None:
@@ -121,6 +129,26 @@ class Adapters:
     def barred(self, sha256: str) -> bool:
         """Whether a file of that content may never serve again."""
         return self._db.one("SELECT 1 FROM barred WHERE sha256 = ?", (sha256,)) is not None
+
+    def withdraw(self, name: str, sha256: str, reason: str) -> None:
+        """Note that a file did not stand the test of service: no file of its content is promoted unasked."""
+        with self._db.transaction("adapters", "withdrawn") as tx:
+            tx.execute(
+                "INSERT OR REPLACE INTO withdrawn (sha256, adapter, reason, at) VALUES (?, ?, ?, ?)",
+                (sha256, name, reason, time.time()),
+            )
+
+    def is_withdrawn(self, name: str) -> bool:
+        """Whether the file of that name is one that did not stand the test."""
+        row = self._db.one(
+            "SELECT 1 FROM adapters a JOIN withdrawn w ON w.sha256 = a.sha256 WHERE a.name = ?", (name,)
+        )
+        return row is not None
+
+    def reinstate(self, sha256: str) -> None:
+        """Forget that a file was withdrawn: a person wants it all the same."""
+        with self._db.transaction("adapters", "withdrawn") as tx:
+            tx.execute("DELETE FROM withdrawn WHERE sha256 = ?", (sha256,))
 
     def record_switch(self, to: str | None, reason: str, actor: str) -> Switch:
         """Note that `to` is in service from now on, instead of what the last switch led to."""

@@ -4,7 +4,8 @@
        ▲  ◀──release──┘     └──park──▶ parked
     review (a critique without an accepted target)
 
-`superseded` and `excluded` are ends: replaced by newer feedback, and taken out by a person.
+`superseded` and `excluded` are ends: replaced by newer feedback, and taken out, by a person or because the
+adapter that gave the answer was given up.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _CHANGEABLE = {"state", "target", "weight", "feedback", "correction", "rating", 
                "completion_id"}  # fmt: skip
 _MIRRORED = {"weight", "feedback", "correction", "rating"}
 _NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND note LIKE '{DRAFT_NOTE}%'))"
+_NOT_REJECTED = (
+    "NOT EXISTS (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
+)
 
 QueueIndex: TypeAlias = list[tuple[int, int]]
 Messages: TypeAlias = list[dict[str, Any]]
@@ -217,6 +221,31 @@ class Examples:
                 "UPDATE examples SET state = 'used' WHERE state = 'training' AND run_id = ?", (run_id,)
             ).rowcount
 
+    def exclude_answers(self, adapter: str, since: float = 0.0) -> int:
+        """Keep out of the queue what an adapter that was given up has answered since then.
+
+        What people said of these answers stays. Says how many left the queue.
+        """
+        with self._db.transaction("examples") as tx:
+            return tx.execute(
+                "UPDATE examples SET state = 'excluded', run_id = NULL, note = ?"
+                " WHERE state IN ('pending', 'training') AND kind = 'automatic' AND completion_id IN"
+                " (SELECT id FROM completions WHERE adapter = ? AND created >= ?)",
+                (f"answered by {adapter}, which was rolled back", adapter, since),
+            ).rowcount
+
+    def take_back(self, run_id: str) -> int:
+        """Let a run hold again what it has learned: its adapter is given up. Says how many that are.
+
+        What people have superseded or rejected since stays where it is.
+        """
+        with self._db.transaction("examples") as tx:
+            return tx.execute(
+                "UPDATE examples AS e SET state = 'training'"
+                f" WHERE state = 'used' AND superseded_by IS NULL AND run_id = ? AND {_NOT_REJECTED}",
+                (run_id,),
+            ).rowcount
+
     def requeue(self, run_ids: Iterable[str]) -> int:
         """Put what these runs have learned back into the queue: their adapters are given up.
 
@@ -224,10 +253,9 @@ class Examples:
         """
         with self._db.transaction("examples") as tx:
             return tx.execute(
-                "UPDATE examples AS e SET state = 'pending', run_id = NULL"
+                "UPDATE examples AS e SET state = 'pending', run_id = NULL, left_out = NULL"
                 " WHERE state = 'used' AND superseded_by IS NULL"
-                " AND run_id IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
-                " (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)",
+                f" AND run_id IN (SELECT value FROM json_each(?)) AND {_NOT_REJECTED}",
                 (json.dumps([*run_ids]),),
             ).rowcount
 
@@ -256,9 +284,7 @@ class Examples:
         """
         rows = self._db.all(
             "SELECT seq FROM examples e WHERE state = 'used' AND superseded_by IS NULL"
-            " AND left_out IS NULL AND NOT EXISTS"
-            " (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
-            " ORDER BY seq"
+            f" AND left_out IS NULL AND {_NOT_REJECTED} ORDER BY seq"
         )
         seqs = [row[0] for row in rows]
         chosen = random.Random(seed).sample(seqs, min(max(n, 0), len(seqs)))

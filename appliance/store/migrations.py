@@ -175,6 +175,19 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX examples_superseded ON examples (superseded_by) WHERE superseded_by IS NOT NULL",
         "CREATE INDEX rejected_example ON rejected (example_id) WHERE example_id IS NOT NULL",
     ),
+    # 4: probation. `withdrawn` names adapter files that did not stand the test of service, and why; the
+    # index is for counting what an adapter has answered.
+    (
+        """
+        CREATE TABLE withdrawn (
+            sha256  TEXT PRIMARY KEY,
+            adapter TEXT NOT NULL,
+            reason  TEXT NOT NULL,
+            at      REAL NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX completions_adapter ON completions (adapter, created)",
+    ),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
+from appliance.adapters.file import AdapterMeta, read_adapter, tensor_key, write_adapter
 from appliance.adapters.registry import Registry
 from appliance.config import Config, ModelConfig, parse_config
 from appliance.engine.engine import Engine
@@ -22,12 +23,14 @@ from appliance.engine.sampling import SamplingParams
 from appliance.events import Event, EventBus
 from appliance.files import write_atomic
 from appliance.home import Home
+from appliance.learning.feedback import Feedback, give_feedback
 from appliance.learning.judge import CACHE
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.store import Store
+from appliance.store.adapters import AdapterRow
 from appliance.store.examples import Example, NewExample
 from appliance.store.runs import Run, Trigger
 
@@ -106,7 +109,9 @@ async def running(
 
     def accepted(adapter: Any) -> bool:
         row = store.adapters.get(adapter.name)
-        return row is not None and row.state == "accepted" and row.sha256 == adapter.sha256
+        if row is None or row.state != "accepted" or row.sha256 != adapter.sha256:
+            return False
+        return row.withdrawn is None
 
     # What the gate measures of base and of files of equal content is the same in every test.
     kept, mine = bundle.path.parents[1] / CACHE, home.runs / CACHE
@@ -115,17 +120,7 @@ async def running(
     adapter, _ = registry.load_at_start(accepted)
     engine = Engine(bundle, tokenizer, MODEL, adapter)
     switch = Switch(registry, store, engine, events)
-    learning = Learning(
-        home,
-        config,
-        store,
-        registry,
-        bundle,
-        switch,
-        events,
-        trainer=trainer,
-        busy=lambda: engine.busy,
-    )
+    learning = Learning(home, config, store, registry, bundle, engine, switch, events, trainer=trainer)
     engine.start()
     await learning.start()
     try:
@@ -177,6 +172,37 @@ def make_adapter(
     write_adapter(temp, tensors, AdapterMeta(bundle.manifest.base_hash, 4, 4.0, tuple(modules)))
     shutil.move(temp, path)
     return path
+
+
+def put(box: Box, name: str, *, scale: float = 0.01, seed: int = 0, **fields: Any) -> Path:
+    """An adapter the gate has judged, by decree: judging is tested elsewhere."""
+    temp = make_adapter(box.home.runs / f"{name}.safetensors", box.bundle, scale=scale, seed=seed)
+    adapter = read_adapter(temp, box.bundle.manifest)
+    known = {"run_id": None, "parent": None, "state": "accepted", "report": None, **fields}
+    row = AdapterRow(name, 0.0, adapter.sha256, adapter.size, adapter.meta.base_hash, 4, **known)
+    box.store.adapters.upsert(row)
+    return temp.rename(box.home.adapters / temp.name)
+
+
+def everywhere(box: Box, name: str | None) -> bool:
+    """Whether this adapter is in service, and engine, link and history say so."""
+    last = box.store.adapters.switches(1)
+    return box.registry.current() == box.engine.adapter == (last[0].to if last else None) == name
+
+
+def answered(store: Store, query: str, response: str, adapter: str | None, at: float | None = None) -> str:
+    """An answer as collection would record it; its id."""
+    completion_id = f"chatcmpl-{secrets.token_hex(12)}"
+    messages = [{"role": "user", "content": query}]
+    store.completions.record(
+        completion_id, at or time.time(), None, "shammah", adapter, query, response, messages, "stop", 1, 1
+    )
+    return completion_id
+
+
+def rate(store: Store, completion_id: str, rating: str, events: EventBus | None = None) -> Example:
+    """A thumb on an answer."""
+    return give_feedback(store, Config(), Feedback(completion_id=completion_id, rating=rating), events=events)
 
 
 def example(number: int, kind: str = "automatic", **fields: object) -> Example:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from appliance.adapters.file import read_adapter
 from appliance.errors import AdapterInvalid, Conflict, NotFound, StorageFull, Unavailable
 from appliance.home import Home
 from appliance.learning.switch import lineage
 from appliance.model.bundle import Bundle
-from appliance.store.adapters import AdapterRow
 from appliance.store.adapters import Switch as Past
 
-from .box import Box, make_adapter, running
+from .box import Box, everywhere, make_adapter, put, running
 
 QUESTION = "What is the capital of Japan?"
 
@@ -26,23 +23,6 @@ QUESTION = "What is the capital of Japan?"
 async def box(home: Home, bundle: Bundle) -> AsyncIterator[Box]:
     async with running(home, bundle, "[lora]\nenabled = false") as box:
         yield box
-
-
-def put(box: Box, name: str, *, scale: float = 0.01, seed: int = 0, state: str = "accepted") -> Path:
-    """An adapter the gate has judged, by decree: judging is tested elsewhere."""
-    temp = make_adapter(box.home.runs / f"{name}.safetensors", box.bundle, scale=scale, seed=seed)
-    adapter = read_adapter(temp, box.bundle.manifest)
-    box.store.adapters.upsert(
-        AdapterRow(
-            name, 0.0, adapter.sha256, adapter.size, adapter.meta.base_hash, 4, None, None, state, None
-        )  # type: ignore[arg-type]
-    )
-    return temp.rename(box.home.adapters / temp.name)
-
-
-def everywhere(box: Box, name: str | None) -> bool:
-    last = box.store.adapters.switches(1)
-    return box.registry.current() == box.engine.adapter == (last[0].to if last else None) == name
 
 
 async def test_promote_and_roll_back(box: Box) -> None:

@@ -1,0 +1,115 @@
+"""The canary: a run's adapter that passed the gate answers a share of the requests before it serves all.
+
+When it began is stored, so that a restart goes on with it; the record stays until the next canary begins. A
+conversation stays on one side, or an answer would not fit the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from appliance.adapters.file import Adapter
+from appliance.config import Config
+from appliance.engine.engine import Engine
+from appliance.engine.session import Session
+from appliance.events import EventBus
+from appliance.learning.faults import Fault, engine_fault, rating_fault
+from appliance.store import Store
+
+logger = logging.getLogger(__name__)
+
+KEY = "learning.canary"
+LOOK_SECONDS = 5.0
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A canary on record: whose, and since when."""
+
+    adapter: str
+    since: float
+
+
+class Canary:
+    """Lets one adapter at a time answer a share of the requests."""
+
+    def __init__(self, config: Config, store: Store, engine: Engine, events: EventBus) -> None:
+        self._gate = config.gate
+        self._store = store
+        self._engine = engine
+        self._events = events
+        self._session: Session | None = None
+
+    def weights_for(self, conversation: str) -> Session | None:
+        """What answers a conversation: the challenger, or None for what is in service.
+
+        Args:
+            conversation: the same for all turns of one, and different for others.
+        """
+        session = self._session
+        if session is None:
+            return None
+        digest = hashlib.blake2b(f"{session.weights}\0{conversation}".encode(), digest_size=8).digest()
+        return session if int.from_bytes(digest) < self._gate.canary_share * 2**64 else None
+
+    async def run(
+        self, adapter: Adapter, before: str | None, over: Callable[[], bool], report: Report
+    ) -> Fault | None:
+        """Have it answer its share until there is something to decide by.
+
+        Args:
+            adapter: the challenger.
+            before: what is in service; None for base.
+            over: whether the question has settled itself, or the box stops; asked all the time.
+            report: gets the number of its answers.
+
+        Returns:
+            What was found against it; None to go on with it.
+
+        Raises:
+            Unavailable: no session can be built with it.
+        """
+        trial = await asyncio.to_thread(self._begin, adapter.name)
+        session = await self._engine.prepare(adapter)
+        logger.info("%s answers %.0f%% of the requests", adapter.name, 100 * self._gate.canary_share)
+        self._events.publish("adapter.tried", adapter=adapter.name, share=self._gate.canary_share)
+        self._session = session
+        try:
+            while not over():
+                answers, fault = await asyncio.to_thread(self._look, trial, session.weights, before)
+                report(answers)
+                if fault is not None:
+                    return fault
+                if (
+                    answers >= self._gate.canary_answers
+                    or time.time() >= trial.since + self._gate.canary_minutes * 60
+                ):
+                    break
+                await asyncio.sleep(LOOK_SECONDS)
+            return None
+        finally:
+            self._session = None
+
+    def _begin(self, adapter: str) -> Trial:
+        text = self._store.settings.get(KEY)
+        known = None if text is None else Trial(**json.loads(text))
+        if known is not None and known.adapter == adapter:
+            return known
+        trial = Trial(adapter, time.time())
+        self._store.settings.set(KEY, json.dumps(asdict(trial)))
+        return trial
+
+    def _look(self, trial: Trial, sha256: str, before: str | None) -> tuple[int, Fault | None]:
+        """How many answers it has given, and what is to be held against it."""
+        chance = self._gate.probation_chance
+        answers = self._store.ratings.answers(trial.adapter, trial.since)
+        fault = engine_fault(self._engine, sha256)
+        return answers, fault or rating_fault(self._store, chance, trial.adapter, before, trial.since)
