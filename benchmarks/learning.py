@@ -35,6 +35,7 @@ started again replaces its rows, so a file can be filled bit by bit and `--table
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ from appliance.model.importer import import_model
 from appliance.model.source import DEFAULT
 
 SCENARIOS = (household.NAME, style.NAME, drift.NAME, contradiction.NAME, collection.NAME)
-EVERYDAY = {household.NAME: 300, style.NAME: 100, drift.NAME: 30, contradiction.NAME: 30}
+EVERYDAY = dict(zip(SCENARIOS, (300, 100, 30, 30, 300), strict=True))
 TRIALS_A_RUN = 10
 
 
@@ -72,7 +73,7 @@ def arguments() -> argparse.Namespace:
     sizes.add_argument("--runs", type=int, default=10, help="of drift")
     sizes.add_argument("--new", type=int, default=6, help="facts of each run of drift")
     sizes.add_argument("--trials", type=int, default=50, help="of contradiction, ten a run")
-    sizes.add_argument("--rounds", type=int, default=3, help="of collection, all everyday questions each")
+    sizes.add_argument("--rounds", type=int, default=3, help="of collection, all its everyday questions each")
     parser.add_argument("--lineage", nargs="+", choices=("current", "base"), default=["current"])
     parser.add_argument("--bundle", type=Path, help="bundle directory (default: the default model)")
     parser.add_argument(
@@ -117,7 +118,7 @@ def measure(options: argparse.Namespace) -> Results:
 
 
 def _run(name: str, bench: Bench, results: Results, options: argparse.Namespace) -> None:
-    everyday = EVERYDAY.get(name, 0) if options.everyday is None else options.everyday
+    everyday = EVERYDAY[name] if options.everyday is None else options.everyday
     key = {"scenario": name, "seed": bench.seed}
     if name == household.NAME:
         results.begin(**key)
@@ -135,7 +136,7 @@ def _run(name: str, bench: Bench, results: Results, options: argparse.Namespace)
         contradiction.run(bench, runs=options.trials // facts, facts=facts, everyday=everyday)
     elif bench.seed == options.seeds[0]:
         results.begin(scenario=name)
-        collection.run(bench, rounds=options.rounds)
+        collection.run(bench, rounds=options.rounds, everyday=everyday)
 
 
 def _say(results: Results, row: dict[str, object]) -> None:
@@ -150,8 +151,15 @@ def _said(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value) if isinstance(value, int | str) else ""
 
 
+def _stop(*_: object) -> None:
+    """End by an exception, so that children and homes go too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, _stop)
     rows = load(options.table) if options.table else measure(options).rows
     print(f"\n{table.text(rows)}")
     if options.plots:

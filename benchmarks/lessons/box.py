@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +152,6 @@ class Box:
     def _promote(self, name: str, reason: str, fingerprint: tuple[int, ...] | None) -> None:
         self._registry.set_current(name)
         self.store.adapters.record_switch(name, reason, "benchmark")
-        time.sleep(1)  # adapters are named by the second, and the gate's cache goes by their content
 
 
 def _tokens(metrics: Path) -> int:
