@@ -51,7 +51,7 @@ LENGTH, BATCH, EPOCHS, RATE = 512, 4, 3, 1e-4
 IGNORED = -100  # the label of a token without loss
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Times the steps, and stops after so many; the schedule stays that of the whole run."""
 
     def __init__(self, limit: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -34,9 +34,8 @@ def draw(rows: Sequence[Row], place: Path) -> list[Path]:
     return written
 
 
-def _save(path: Path, paint: object, rows: Sequence[Row], title: str) -> Path:
+def _save(path: Path, paint: Callable[[Axes, Sequence[Row]], None], rows: Sequence[Row], title: str) -> Path:
     figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
-    assert callable(paint)
     paint(axes, rows)
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
@@ -70,15 +69,14 @@ def _rise(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylabel("% over base")
 
 
-def _lines(axes: Axes, rows: Sequence[Row], value: object) -> None:
-    assert callable(value)
+def _lines(axes: Axes, rows: Sequence[Row], value: Callable[[Sequence[Row]], float | None]) -> None:
     for recipe in (OURS, PLAIN):
         for lineage, dash in DASHES.items():
             found = chosen(rows, scenario=drift.NAME, recipe=recipe, lineage=lineage)
             runs = sorted({row["run"] for row in found})
             if runs:
                 label = recipe if recipe == PLAIN else f"{recipe}, lineage {lineage}"
-                heights = [value(chosen(found, run=run)) for run in runs]
+                heights = [value(chosen(found, run=run)) or 0.0 for run in runs]
                 axes.plot(runs, heights, dash, marker="o", ms=3, color=COLOURS[recipe], label=label)
     axes.set_xlabel("run")
     axes.legend(frameon=False, fontsize=8)
