@@ -70,4 +70,5 @@ def _grade(bench: Bench, before: Sequence[Fact], fresh: Sequence[Fact]) -> Row:
     """Recall in the unseen wordings: of all facts so far, those of earlier runs, those of this one."""
     earlier, new = bench.exam.unseen(before), bench.exam.unseen(fresh)
     everything = [earlier.right + new.right, earlier.asked + new.asked]
-    return {"recall": everything, "earlier": earlier.pair, "new": new.pair, **bench.exam.general()}
+    found = {"recall": everything, "earlier": earlier.pair, "new": new.pair, **bench.exam.general()}
+    return {**found, "missed": dict(earlier.missed + new.missed)}

@@ -20,10 +20,15 @@ ASKED = 32
 
 @dataclass(frozen=True)
 class Recall:
-    """Right answers of those asked for."""
+    """Right answers of those asked for.
+
+    Attributes:
+        missed: the questions answered otherwise, and how.
+    """
 
     right: int
     asked: int
+    missed: tuple[tuple[str, str], ...]
 
     @property
     def pair(self) -> list[int]:
@@ -82,8 +87,12 @@ class Exam:
 
     def _recall(self, pairs: Sequence[tuple[Fact, str]]) -> Recall:
         answers = self.ask([wording for _, wording in pairs])
-        right = sum(fact.known(answer) for (fact, _), answer in zip(pairs, answers, strict=True))
-        return Recall(right, len(pairs))
+        missed = tuple(
+            (wording, answer)
+            for (fact, wording), answer in zip(pairs, answers, strict=True)
+            if not fact.known(answer)
+        )
+        return Recall(len(pairs) - len(missed), len(pairs), missed)
 
     def _probes(self) -> frozenset[str]:
         probes = load_probes()

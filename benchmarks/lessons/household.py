@@ -19,7 +19,8 @@ def run(bench: Bench, *, facts: int, everyday: int) -> None:
     def ask(adapter: Path | None, row: Row) -> None:
         bench.exam.use(adapter)
         taught, unseen = bench.exam.taught(chosen), bench.exam.unseen(chosen)
-        bench.add({**sizes, **row, "taught": taught.pair, "unseen": unseen.pair, **bench.exam.general()})
+        found = {"taught": taught.pair, "unseen": unseen.pair, **bench.exam.general()}
+        bench.add({**sizes, **row, **found, "missed": dict(unseen.missed)})
 
     ask(None, {"recipe": BASE})
     with bench.box() as box, tempfile.TemporaryDirectory() as place:

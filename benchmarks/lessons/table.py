@@ -45,7 +45,7 @@ def goals(rows: Sequence[Row]) -> str:
          lambda value: value >= LIMITS["wins"])  # fmt: skip
     for lineage in ("current", "base"):
         last = _last(rows, OURS, lineage)
-        after = f"drift, lineage {lineage}, after {last[0]['run']} runs: " if last else ""
+        after = f"drift, lineage {lineage}, {_runs(last)}: "
         theirs = _last(rows, PLAIN, lineage)
         line(f"{after}recall of all facts", f"≥ {LIMITS['drift']:.2f}", share(last, "recall"), ".3f",
              lambda value: value >= LIMITS["drift"], _number(share(theirs, "recall"), ".3f"))  # fmt: skip
@@ -71,6 +71,12 @@ def _last(rows: Sequence[Row], recipe: str, lineage: str) -> list[Row]:
     """The rows after the last run of each seed."""
     found = chosen(rows, scenario=drift.NAME, recipe=recipe, lineage=lineage)
     return list({row["seed"]: row for row in sorted(found, key=lambda row: row["run"])}.values())
+
+
+def _runs(last: Sequence[Row]) -> str:
+    """ "after 10 runs", or of how many there should be more."""
+    done, planned = mean(last, "run") or 0, mean(last, "runs") or 0
+    return f"after {done:g} runs" if done == planned else f"after {done:g} OF {planned:g} runs"
 
 
 def _household(rows: Sequence[Row]) -> str:
