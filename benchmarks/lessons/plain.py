@@ -40,7 +40,6 @@ from transformers import (
 from appliance.adapters.file import AdapterMeta, write_adapter
 from appliance.config import TrainConfig
 from appliance.learning.train.data import common_prefix, load_examples, tokenise
-from appliance.learning.train.peft import peak_mb
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
@@ -105,6 +104,12 @@ def model(bundle: Bundle, parent: Path | None) -> torch.nn.Module:
         loaded = {name: torch.from_numpy(array) for name, array in load_file(parent).items()}
         set_peft_model_state_dict(tuned, loaded)
     return tuned
+
+
+def peak_mb() -> int:
+    """Largest resident memory so far. Not `ru_maxrss`: that is at least what the starting process had."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> None:

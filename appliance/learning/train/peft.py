@@ -97,15 +97,8 @@ def train(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None])
 
 
 def peak_mb() -> int:
-    """Largest resident memory of this process so far.
-
-    Not `ru_maxrss` where it can be helped: that is at least what the process that started this one had.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 class _Watch:
