@@ -56,7 +56,8 @@ def choose_heldout(examples: Sequence[Example], share: float, seed: int) -> set[
     Only the model's own answers are held out, what people taught is too precious. At least one
     example remains to be trained.
     """
-    ids = sorted(example.id for example in examples if example.kind not in TAUGHT)
+    own = [example for example in examples if example.kind not in TAUGHT]
+    ids = [example.id for example in sorted(own, key=lambda example: (example.created, example.id))]
     count = min(round(share * len(examples)), len(ids), len(examples) - 1)
     return set(random.Random(seed).sample(ids, max(count, 0)))
 

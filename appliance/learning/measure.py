@@ -130,11 +130,11 @@ def data_version() -> str:
 
 
 def select(examples: Sequence[Example]) -> Selection:
-    """Choose what to look at: the heaviest corrections, for they were meant most.
+    """Choose what to look at: the heaviest corrections, for they were meant most, in the file's order.
 
     A question is asked once. One that this batch answers anew is no earlier fact any more.
     """
-    by_weight = sorted(examples, key=lambda example: (-example.weight, example.id))
+    by_weight = sorted(examples, key=lambda example: -example.weight)
     fresh = [example for example in by_weight if example.split != "replay"]
     corrections = [example for example in fresh if example.rejected]
     taught = [example for example in fresh if example.taught]

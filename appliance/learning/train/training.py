@@ -164,6 +164,7 @@ class Training:
                     "steps": len(plan),
                     "loss": round(loss, 5),
                     "heldout": self._heldout_loss() if number % every == 0 and number < len(plan) else None,
+                    "tokens": tokens,
                     "tokens_per_second": round(tokens / (time.perf_counter() - began), 1),
                 }
             )
