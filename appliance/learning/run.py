@@ -354,7 +354,7 @@ class Runner:
             fault = self._try_out(
                 name, run.parent, over, lambda count: self._advance(run, "canary", count, answers, None)
             )
-        except Unavailable as error:
+        except ShammahError as error:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be tried out: {error.message}")
         if fault is not None:
