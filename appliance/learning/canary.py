@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "learning.canary"
 LOOK_SECONDS = 5.0
+OVER_SECONDS = 0.3
 
 Report = Callable[[int], None]
 
@@ -83,17 +84,16 @@ class Canary:
         self._events.publish("adapter.tried", adapter=adapter.name, share=self._gate.canary_share)
         self._session = session
         try:
+            look_at = 0.0
             while not over():
-                answers, fault = await asyncio.to_thread(self._look, trial, session.weights, before)
-                report(answers)
-                if fault is not None:
-                    return fault
-                if (
-                    answers >= self._gate.canary_answers
-                    or time.time() >= trial.since + self._gate.canary_minutes * 60
-                ):
-                    break
-                await asyncio.sleep(LOOK_SECONDS)
+                if time.monotonic() >= look_at:
+                    answers, fault = await asyncio.to_thread(self._look, trial, session.weights, before)
+                    report(answers)
+                    late = time.time() >= trial.since + self._gate.canary_minutes * 60
+                    if fault is not None or late or answers >= self._gate.canary_answers:
+                        return fault
+                    look_at = time.monotonic() + LOOK_SECONDS
+                await asyncio.sleep(OVER_SECONDS)
             return None
         finally:
             self._session = None

@@ -356,7 +356,7 @@ class Runner:
         self._tracker.enter(run.id, "canary")
         try:
             fault = self._try_out(name, run.parent, over, lambda count: self._tracker.advance(count, answers))
-        except Unavailable as error:
+        except ShammahError as error:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be tried out: {error.message}")
         if fault is not None:

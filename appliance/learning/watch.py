@@ -31,7 +31,9 @@ LOOK_SECONDS = 5.0
 RATINGS_SECONDS = 60.0
 """Ratings are counted when one is given, and this often: feedback can be faster than the collector."""
 PATIENCE_SECONDS = 60.0
-"""Repeating the probe set is put off when the box does not become idle for so long."""
+"""Repeating the probe set is given up when the box has not been idle enough in so long ..."""
+AGAIN_SECONDS = 300.0
+"""... and tried again after this."""
 IDLE_SECONDS = 0.2
 RETRY_SECONDS = 30.0
 
@@ -54,6 +56,7 @@ class Watch:
         self._wake = asyncio.Event()
         self._stopping = False
         self._count_at = 0.0
+        self._probe_at = 0.0
 
     async def run(self) -> None:
         """Look every few seconds, and when something is rated, until `stop`."""
@@ -125,7 +128,7 @@ class Watch:
         if fault is not None:
             return fault
         now = time.time()
-        if now >= min(probation.probe_at, probation.until):
+        if now >= probation.until or (now >= probation.probe_at and time.monotonic() >= self._probe_at):
             try:
                 lost = await self._lost(probation)
             except _NotNow:
@@ -158,6 +161,7 @@ class Watch:
                 if load.active + load.waiting == 0 or time.time() >= probation.until:
                     return
                 if time.monotonic() >= patience:
+                    self._probe_at = time.monotonic() + AGAIN_SECONDS
                     break
                 await asyncio.sleep(IDLE_SECONDS)
             raise _NotNow
