@@ -43,11 +43,13 @@ def load_checkpoint(bundle: Bundle) -> tuple[dict[str, Any], Weights]:
     try:
         for node in graph.node:
             if node.op_type == "MatMulNBits":
+                head = "logits" in node.output
+                if head and config.get("tie_word_embeddings"):
+                    continue
                 width = _attribute(node, "K")
                 matrix = dequantize_blocks(array(node.input[1]), array(node.input[2]), width)
-                if "logits" in node.output:
-                    if not config.get("tie_word_embeddings"):
-                        weights["lm_head.weight"] = matrix
+                if head:
+                    weights["lm_head.weight"] = matrix
                 else:
                     weights.update(_split(ports[_port_name(node.name)], matrix, "weight"))
             elif node.op_type == "GatherBlockQuantized":

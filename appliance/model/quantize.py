@@ -51,10 +51,15 @@ def dequantize_blocks(
     packed: npt.NDArray[Any], scales: npt.NDArray[Any], width: int
 ) -> npt.NDArray[np.float32]:
     """The weights [rows, width] that quantized ones stand for; the padding may be gone already."""
-    flat = packed.reshape(packed.shape[0], -1)[:, :width]
-    steps = np.repeat(scales.reshape(packed.shape[0], -1), BLOCK, axis=1)[:, :width]
-    whole: npt.NDArray[np.float32] = (flat.astype(np.float32) - ZERO) * steps
-    return whole
+    rows = packed.shape[0]
+    packed, scales = packed.reshape(rows, -1), scales.reshape(rows, -1)
+    weights = np.empty((rows, width), np.float32)
+    for start in range(0, rows, _ROWS):  # a few rows at a time: an embedding is large, and so are its copies
+        part = packed[start : start + _ROWS, :width].astype(np.float32)
+        part -= ZERO
+        part *= np.repeat(scales[start : start + _ROWS], BLOCK, axis=1)[:, :width]
+        weights[start : start + _ROWS] = part
+    return weights
 
 
 def _scales(part: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

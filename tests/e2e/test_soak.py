@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Callable
+from statistics import median
 
 import psutil
 import pytest
@@ -21,8 +23,14 @@ from appliance.model.bundle import Bundle
 
 DEVICES = 6
 REQUESTS = 720
-ROUNDS = 4
+ROUNDS = 8
 SWITCHES = 2  # in a round
+CONFIG = """
+[lora]
+enabled = false
+[model]
+prefix_cache_mb = 32  # full after a round or two: from then on only a leak can grow
+"""
 NAMES = ("adapter_20260101T000000Z", "adapter_20260102T000000Z")
 QUESTIONS = (
     "Name three colours.",
@@ -131,7 +139,7 @@ def test_an_hour_of_use(bundle: Bundle, start_daemon: StartDaemon, home: Home) -
     install_bundle(home, bundle)
     for seed, name in enumerate(NAMES):
         accept_adapter(home, bundle, name, seed)
-    daemon = start_daemon("[lora]\nenabled = false", home=home)
+    daemon = start_daemon(CONFIG, home=home)
     process = psutil.Process(daemon.pid)
     sizes, files, threads = [], [], []
     for turn in range(ROUNDS):
@@ -148,12 +156,22 @@ def test_an_hour_of_use(bundle: Bundle, start_daemon: StartDaemon, home: Home) -
         for device in devices:
             device.join()
         assert [error for device in devices for error in device.failed] == []
+        wait_until_idle(daemon)
         sizes.append(process.memory_info().rss >> 20)
         files.append(process.num_fds())
         threads.append(process.num_threads())
     print(f"resident {sizes} MB, {files} open files, {threads} threads")
     assert daemon.get("/health").json()["status"] == "ok"
-    # The first round fills caches and finds the most memory that is ever needed at once.
-    assert max(sizes[2:]) < sizes[1] * 1.10
-    assert max(files[2:]) <= files[1] + 5
-    assert max(threads[2:]) <= threads[1] + 2
+    # One round is a few percent above or below the next, by what the allocator happens to keep.
+    half = ROUNDS // 2
+    assert median(sizes[half:]) < median(sizes[:half]) * 1.10
+    assert max(files[half:]) <= max(files[:half]) + 5
+    assert max(threads[half:]) <= max(threads[:half]) + 2
+
+
+def wait_until_idle(daemon: Daemon) -> None:
+    """Until those that went away are noticed: what they left unfinished keeps replaced weights in memory."""
+    deadline = time.monotonic() + 60
+    while "shammah_active_requests 0.0" not in daemon.get("/metrics").text:
+        assert time.monotonic() < deadline, "a request goes on that nobody waits for"
+        time.sleep(0.1)
