@@ -109,6 +109,7 @@ class Runner:
 
         Raises:
             InvalidRequest: there is nothing to train on.
+            Conflict: another run has not ended.
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
@@ -119,6 +120,8 @@ class Runner:
         if not pending:
             raise InvalidRequest("The queue is empty: there is nothing to train on.")
         with self._store.transaction():
+            for other in self._store.runs.unfinished():
+                raise Conflict(f"{other.id} was cut off and is ended first; try again in a minute.")
             attempt = retry.attempt if retry else 1
             run = self._store.runs.create(trigger, len(pending), self._registry.current(), attempt)
             held = self._store.examples.hold(run.id, [example.id for example in pending])
