@@ -118,13 +118,15 @@ def _show(bar: Progress, task: TaskID, run: dict[str, Any], learning: dict[str, 
     if going is not None:
         loss = f"loss {going['loss']:.3f}" if going.get("loss") is not None else ""
         steps = f"step {going['step']}/{going['steps']}" if going.get("steps") else ""
+        left = _about(going.get("seconds_left"), going.get("memory_mb"), " left")
+        paused = "paused" if going.get("paused") else ""
         total = 1.0 if going.get("fraction") is not None else None
         bar.update(
             task,
             description=phase,
             total=total,
             completed=going.get("fraction") or 0.0,
-            detail=" ".join(part for part in (steps, loss, "paused" if going.get("paused") else "") if part),
+            detail=" ".join(part for part in (steps, loss, left, paused) if part),
         )
     if bar.disable and phase != shown:
         click.echo(f"{run['id']}: {phase}", err=True)
@@ -171,6 +173,7 @@ def _from_disk(home: Home) -> dict[str, Any]:
             "threshold": settings.lora.auto_train_threshold,
             "timeout_at": None if oldest is None else oldest + minutes * 60,
             "run": None,
+            "estimate": None,
             "deferral": None,
             "last_run": asdict(runs[0]) if runs else None,
             "review": review,
@@ -194,9 +197,14 @@ def _run_line(learning: dict[str, Any]) -> str:
     if run is not None:
         done = f", {run['fraction']:.0%}" if run.get("fraction") is not None else ""
         paused = ", paused: requests are served first" if run.get("paused") else ""
-        return f"{run['id']} {run['phase']}{done}{paused}"
+        about = _about(run.get("seconds_left"), run.get("memory_mb"), " left")
+        left = f", {about}" if about else ""
+        return f"{run['id']} {run['phase']}{done}{left}{paused}"
     if deferral is not None:
         return f"put off: {deferral['reason']}; next try {moment(deferral['next_try'])}"
+    if expected := learning.get("estimate"):
+        about = _about(expected["seconds"], expected["memory_mb"])
+        return f"none going on; one on the queue would take {about}"
     return "none going on"
 
 
@@ -207,3 +215,15 @@ def _last_run_line(run: dict[str, Any] | None) -> str:
     adapter = f", {run['adapter']}" if run.get("adapter") and run["state"] == "promoted" else ""
     ended = f" at {moment(run['ended'])}" if run.get("ended") else ""
     return f"{run['id']} {run['state']}{ended}, {run['examples']} examples{adapter}{reason}"
+
+
+def _about(seconds: float | None, memory_mb: float | None, left: str = "") -> str:
+    """Time and memory as people say them; what is not known is left out."""
+    parts = []
+    if seconds is not None:
+        minutes = round(seconds / 60)
+        span = f"{minutes} minutes" if minutes > 1 else "a minute" if seconds >= 45 else "some seconds"
+        parts.append(f"about {span}{left}")
+    if memory_mb is not None:
+        parts.append(f"{memory_mb / 1000:.1f} GB")
+    return ", ".join(parts)

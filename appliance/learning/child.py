@@ -58,6 +58,7 @@ class Child:
 
     Attributes:
         seconds: how long the present program, or the last, has been going on, without standing still.
+        peak_mb: how much memory it has been seen to take.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Child:
         self._on_pause = on_pause
         self._stop = threading.Event()
         self.seconds = 0.0
+        self.peak_mb = 0.0
 
     def stop(self) -> None:
         """Kill what runs; `run` then raises `ChildStopped`, now and later."""
@@ -138,6 +140,7 @@ class Child:
             raise ChildFailed(said[-1] if said else _why(process.returncode, log))
 
     def _watch(self, process: subprocess.Popen[str], limits: Limits, used: float) -> None:
+        self.peak_mb = 0.0
         self.seconds, still, weighed, before = 0.0, False, 0.0, time.monotonic()
         try:
             while True:
@@ -153,7 +156,7 @@ class Child:
                     raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
                 if now - weighed >= WEIGH_SECONDS:
                     weighed = now
-                    _weigh(process.pid, limits.memory_mb)
+                    self._weigh(process.pid, limits.memory_mb)
                 if self._yielding is not None and self._yielding.stands_still(now) != still:
                     still = not still
                     with contextlib.suppress(ProcessLookupError):
@@ -163,6 +166,12 @@ class Child:
             if still:
                 self._on_pause(False)
 
+    def _weigh(self, pid: int, limit: int) -> None:
+        used = resident_mb(pid)
+        self.peak_mb = max(self.peak_mb, used)
+        if used > limit:
+            raise ChildFailed(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
+
 
 def _be_modest(pid: int, nice: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -171,12 +180,6 @@ def _be_modest(pid: int, nice: int) -> None:
         # The last to read and write, but not idle: what an idle process holds of the file system's
         # journal, the store's writes would wait for.
         process.ionice(psutil.IOPRIO_CLASS_BE, 7)
-
-
-def _weigh(pid: int, limit: int) -> None:
-    used = resident_mb(pid)
-    if used > limit:
-        raise ChildFailed(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
 
 
 def resident_mb(pid: int) -> float:

@@ -14,6 +14,8 @@ import psutil
 from appliance.config import ResourcesConfig
 
 MB = 1024 * 1024
+SPARE = 1.1
+"""Memory that must be free for each MB that a run is expected to need."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,31 @@ def read_resources(home: Path) -> Readings:
     )
 
 
-def check_resources(config: ResourcesConfig, home: Path, *, person: bool = False) -> Deferral | None:
-    """None when a run may start now.
+def check_resources(
+    config: ResourcesConfig, home: Path, *, person: bool = False, needs_mb: float = 0.0
+) -> Deferral | None:
+    """None when a run may start now that will need so much memory.
 
     A person who asks for a run is there to hear the fan: load and quiet hours don't stop that one.
     """
-    return judge(read_resources(home), config, now=time.time(), person=person)
+    return judge(read_resources(home), config, now=time.time(), person=person, needs_mb=needs_mb)
 
 
 def judge(
-    readings: Readings, config: ResourcesConfig, *, now: float, person: bool = False
+    readings: Readings,
+    config: ResourcesConfig,
+    *,
+    now: float,
+    person: bool = False,
+    needs_mb: float = 0.0,
 ) -> Deferral | None:
     """Compare readings with the limits; all that is short goes into the reason."""
     if not person and (end := quiet_until(config.quiet_hours, now)):
         return Deferral(f"It is a quiet hour ({config.quiet_hours}).", end)
     short = []
-    if readings.memory_mb < config.min_free_memory_mb:
-        short.append(
-            f"only {readings.memory_mb:.0f} MB of memory are free ({config.min_free_memory_mb} needed)"
-        )
+    needed = max(config.min_free_memory_mb, round(needs_mb * SPARE))
+    if readings.memory_mb < needed:
+        short.append(f"only {readings.memory_mb:.0f} MB of memory are free ({needed} needed)")
     if readings.disk_mb < config.min_free_disk_mb:
         short.append(f"only {readings.disk_mb:.0f} MB of disk are free ({config.min_free_disk_mb} needed)")
     if readings.temperature is not None and readings.temperature > config.max_temperature_c:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from appliance.events import EventBus
+from appliance.learning.child import Child
+from appliance.learning.estimate import Forecast, Pace
 
 Phase = Literal["preparing", "training", "gating", "switching"]
 
@@ -25,6 +27,8 @@ class RunProgress:
         loss: of the last training step.
         fraction: of the whole run, 0 to 1, for a progress bar.
         paused: it stands still, since requests are served first.
+        seconds_left: of computing, as far as can be told.
+        memory_mb: what the trainer needs at its peak, as far as can be told.
     """
 
     id: str
@@ -34,6 +38,8 @@ class RunProgress:
     loss: float | None = None
     fraction: float = 0.0
     paused: bool = False
+    seconds_left: float | None = None
+    memory_mb: float | None = None
 
 
 class Tracker:
@@ -47,11 +53,21 @@ class Tracker:
         self._events = events
         self.now: RunProgress | None = None
 
-    def enter(self, run: str, phase: Phase) -> None:
+    def enter(
+        self, run: str, phase: Phase, seconds_left: float | None = None, memory_mb: float | None = None
+    ) -> None:
         """The run is at the beginning of a phase."""
-        self._say(RunProgress(run, phase, fraction=_SHARES[phase][0]))
+        first = _SHARES[phase][0]
+        self._say(RunProgress(run, phase, fraction=first, seconds_left=seconds_left, memory_mb=memory_mb))
 
-    def advance(self, step: Any, steps: Any, loss: Any = None) -> None:
+    def advance(
+        self,
+        step: Any,
+        steps: Any,
+        loss: Any = None,
+        seconds_left: float | None = None,
+        memory_mb: float | None = None,
+    ) -> None:
         """So much of the phase is done. A child program says so, and may say nonsense."""
         if self.now is None:
             return
@@ -64,6 +80,8 @@ class Tracker:
                 steps=steps if isinstance(steps, int) else 0,
                 loss=float(loss) if isinstance(loss, int | float) else None,
                 fraction=first + (last - first) * min(done, 1.0),
+                seconds_left=seconds_left,
+                memory_mb=memory_mb,
             )
         )
 
@@ -80,3 +98,56 @@ class Tracker:
         self.now = progress
         data = asdict(progress)
         self._events.publish("run.progress", run=data.pop("id"), **data)
+
+
+class Watch:
+    """Makes progress and metrics of what a trainer says, with what is known of earlier runs."""
+
+    def __init__(self, tracker: Tracker, child: Child, known: Pace | None, examples: int) -> None:
+        self._tracker = tracker
+        self._child = child
+        self._known = known
+        self._examples = examples
+        self._forecast = Forecast(known, examples)
+        self._planned: float | None = None
+        self._metrics: dict[str, Any] = {}
+
+    def begin(self, run: str) -> None:
+        """Before the trainer has said anything."""
+        expected = self._known.estimate(self._examples) if self._known else None
+        if expected is None:
+            self._tracker.enter(run, "training")
+        else:
+            self._tracker.enter(run, "training", expected.seconds, expected.memory_mb)
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Take in a line."""
+        computed = self._child.seconds
+        step, steps = event.get("step", 0), event.get("steps")
+        match event.get("event"):
+            case "start":
+                self._planned = computed
+                self._metrics["steps"] = steps
+                if "tokens" in event:
+                    self._metrics |= {"trained": event["examples"], "startup_seconds": round(computed, 1)}
+                    self._metrics |= {name: event[name] for name in ("tokens", "rehearsal")}
+                self._forecast.plan(event.get("tokens"), computed)
+            case "step":
+                self._metrics["loss"] = event.get("loss")
+            case "resumed":
+                pass
+            case "done":
+                self._metrics |= {name: value for name, value in event.items() if name != "event"}
+                return
+            case _:
+                return
+        if isinstance(step, int) and isinstance(steps, int):
+            left = self._forecast.train(step, steps, computed)
+            memory = max(self._child.peak_mb, self._known.memory_mb if self._known else 0.0)
+            self._tracker.advance(step, steps, event.get("loss"), left, round(memory) or None)
+
+    def metrics(self) -> dict[str, Any]:
+        """What to keep of a training that ran through."""
+        if self._planned is not None and "tokens" in self._metrics:
+            self._metrics["train_seconds"] = round(self._child.seconds - self._planned, 1)
+        return self._metrics

@@ -2,7 +2,7 @@
 
 Nothing an owner taught is thrown away, and no batch may keep the box busy for ever:
 
-* A run that *died* for good (see `trainer.may_go_on`) releases its examples; the same batch is tried
+* A run that *died* for good (see `resumption.py`) releases its examples; the same batch is tried
   again after a pause that doubles each time.
 * A run that the gate *rejected* is tried again likewise, but with other settings, since the same
   would give the same: a lower learning rate when it made the model forget, more passes when it did
@@ -16,6 +16,7 @@ Nothing an owner taught is thrown away, and no batch may keep the box busy for e
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,6 +24,8 @@ from appliance.config import TrainConfig
 from appliance.store.settings import Settings
 
 KEY = "learning.retry"
+TOLERANCE = 60.0
+"""Seconds that a stamp may lie ahead: clocks are adjusted a little all the time."""
 GENTLER = 1.5
 """The learning rate of an attempt after one that forgot: at two thirds most is still learned."""
 
@@ -41,12 +44,23 @@ class Retry:
         ids: the batch to try again; empty when there is only a pause to keep.
         attempt: number of the coming attempt.
         failed: the gate's checks that failed in the last attempt; empty when it died.
+        saved: Unix time at which it was kept.
     """
 
     not_before: float
     ids: tuple[str, ...] = ()
     attempt: int = 1
     failed: tuple[str, ...] = ()
+    saved: float = 0.0
+
+    def waits(self, now: float) -> bool:
+        """Whether its time has not come. A pause that began in the future is over."""
+        return now < self.not_before and not ahead(self.saved, now)
+
+
+def ahead(stamp: float, now: float) -> bool:
+    """Whether a time is so far to come that the clock was set back since it was noted."""
+    return stamp > now + TOLERANCE
 
 
 def load_retry(settings: Settings) -> Retry | None:
@@ -55,7 +69,8 @@ def load_retry(settings: Settings) -> Retry | None:
     if text is None:
         return None
     raw = json.loads(text)
-    return Retry(raw["not_before"], tuple(raw["ids"]), raw["attempt"], tuple(raw["failed"]))
+    ids, failed = tuple(raw["ids"]), tuple(raw["failed"])
+    return Retry(raw["not_before"], ids, raw["attempt"], failed, raw.get("saved", 0.0))
 
 
 def save_retry(settings: Settings, retry: Retry | None) -> None:
@@ -63,7 +78,7 @@ def save_retry(settings: Settings, retry: Retry | None) -> None:
     if retry is None:
         settings.delete(KEY)
     else:
-        settings.set(KEY, json.dumps(asdict(retry)))
+        settings.set(KEY, json.dumps(asdict(retry) | {"saved": time.time()}))
 
 
 def pause_seconds(attempt: int, retry_minutes: float) -> float:

@@ -27,20 +27,18 @@ from appliance.home import Home
 from appliance.learning.backend import trainer_program
 from appliance.learning.batch import freeze_batch
 from appliance.learning.child import Child, ChildFailed, ChildStopped, kill_orphans
-from appliance.learning.guard import check_resources
+from appliance.learning.estimate import Estimate, gate_seconds, pace, recipe
 from appliance.learning.judge import Judge
-from appliance.learning.progress import RunProgress, Tracker
+from appliance.learning.progress import RunProgress, Tracker, Watch
+from appliance.learning.resumption import Resumption
 from appliance.learning.retry import Retry, adjusted, load_retry, pause_seconds, save_retry
 from appliance.learning.selection import Selection, describe, select
-from appliance.learning.train import checkpoint
 from appliance.learning.trainer import (
     CANDIDATE,
     EXAMPLES,
-    SETTINGS,
     Trainer,
     discard,
     load_settings,
-    may_go_on,
     prepare,
 )
 from appliance.learning.yielding import Yielding
@@ -52,6 +50,8 @@ from appliance.store.runs import Run, Trigger
 
 logger = logging.getLogger(__name__)
 
+RUNS_READ = 20
+"""Runs that are looked through for how long one takes."""
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
 
@@ -88,6 +88,7 @@ class Runner:
         self._events = events
         self._trainer = trainer
         self._yielding = Yielding(busy, config.resources.busy_share)
+        self._resumption = Resumption(home, config, store, registry, events)
         self._tracker = Tracker(events)
         self._child = Child()
         self._closing = False
@@ -109,6 +110,7 @@ class Runner:
         Raises:
             InvalidRequest: there is nothing to train on.
             Unavailable: the trainer's environment is missing, or the box is shutting down.
+            Conflict: another run has not ended.
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
@@ -121,6 +123,8 @@ class Runner:
         if not pending:
             raise InvalidRequest("The queue is empty: there is nothing to train on.")
         with self._store.transaction():
+            for other in self._store.runs.unfinished():
+                raise Conflict(f"{other.id} was cut off and is ended first; try again in a minute.")
             attempt = retry.attempt if retry else 1
             run = self._store.runs.create(trigger, len(pending), self._registry.current(), attempt)
             held = self._store.examples.hold(run.id, [example.id for example in pending])
@@ -133,6 +137,12 @@ class Runner:
             "run.started", run=run.id, trigger=trigger, examples=run.examples, attempt=attempt
         )
         return run
+
+    def estimate(self, examples: int) -> Estimate | None:
+        """What a run on so many examples would take; None before the first run of this recipe."""
+        kind = recipe(self._config.train, self._bundle.manifest.base_hash)
+        known = pace(self._store.runs.list(RUNS_READ), kind)
+        return known.estimate(examples) if known else None
 
     def carry_out(self, run: Run) -> Run:
         """Train, judge, and promote or reject, from where it is. Never raises for what a run may meet."""
@@ -172,7 +182,7 @@ class Runner:
             try:
                 if run.adapter is not None:
                     done.append(self._conclude(run))
-                elif (obstacle := self._obstacle(run)) is not None:
+                elif (obstacle := self._resumption.obstacle(run)) is not None:
                     reason = f"It was cut off (power, kill or crash){obstacle}."
                     done.append(self._give_back(run, "failed", reason))
                 else:
@@ -186,7 +196,7 @@ class Runner:
                 done.append(self._give_back(run, "failed", _reason(error)))
             finally:
                 self._tracker.leave()
-        self._sweep()
+        self._resumption.sweep()
         return done
 
     def cancel(self) -> None:
@@ -213,68 +223,23 @@ class Runner:
         return self._store.runs.update(run.id, state="training", started=time.time())
 
     def _train(self, run: Run) -> Run:
-        def relay(event: dict[str, Any]) -> None:
-            match event.get("event"):
-                case "start":
-                    metrics.update(steps=event.get("steps"))
-                    self._tracker.advance(0, event.get("steps"))
-                case "resumed":
-                    self._tracker.advance(event.get("step"), event.get("steps"))
-                case "step":
-                    metrics.update(loss=event.get("loss"))
-                    self._tracker.advance(event.get("step"), event.get("steps"), event.get("loss"))
-                case "done":
-                    metrics.update({key: value for key, value in event.items() if key != "event"})
-
-        metrics: dict[str, Any] = {}
-        self._tracker.enter(run.id, "training")
+        known = run.metrics or {}
+        kind = recipe(load_settings(self._directory(run)), self._bundle.manifest.base_hash)
+        examples = run.examples - sum(known.get("left_out", {}).values())
+        watch = Watch(self._tracker, self._child, pace(self._store.runs.list(RUNS_READ), kind), examples)
+        watch.begin(run.id)
         logger.info("Starting LoRA training subprocess")
         Trainer(self._trainer, self._bundle, self._child).train(
             run.id,
             self._directory(run),
             None if run.parent is None else self._registry.path(run.parent),
-            on_event=relay,
+            on_event=watch.hear,
             on_start=lambda pid: self._note_pid(run, pid),
-            go_on=lambda step: self._take_up(run, step),
+            go_on=lambda step: self._resumption.take_up(run, step),
         )
         known = self._store.runs.get(run.id).metrics or {}
-        return self._store.runs.update(run.id, state="gating", metrics={**known, **metrics}, pid=None)
-
-    def _obstacle(self, run: Run) -> str | None:
-        """Why a run that was cut off before its verdict cannot go on; None when it is about to."""
-        directory = self._directory(run)
-        needed = [EXAMPLES, SETTINGS, *([CANDIDATE] if run.state == "gating" else [])]
-        if run.state == "queued" or not all((directory / name).is_file() for name in needed):
-            return ""
-        if not self._config.lora.enabled and run.trigger != "person":
-            return ", and learning is off now"
-        if run.parent != self._registry.current():
-            return f", and {self._registry.current() or 'base'} is in service now"
-        # Load and quiet hours do not stop a run that is under way, nor do they now.
-        if deferral := check_resources(self._config.resources, self._home.root, person=True):
-            return f", and the box has nothing to spare: {deferral.reason.rstrip('.')}"
-        if not self._take_up(run, checkpoint.steps_done(directory / checkpoint.NAME)):
-            return " too often"
-        return None
-
-    def _take_up(self, run: Run, step: int) -> bool:
-        """Whether a run that was cut off goes on from there; counted before it does."""
-        metrics = self._store.runs.get(run.id).metrics or {}
-        earlier = metrics.get("resumed", [])
-        limit = load_settings(self._directory(run)).max_resumes
-        if not may_go_on(earlier, step, limit):
-            return False
-        self._store.runs.update(run.id, metrics={**metrics, "resumed": [*earlier, step]}, pid=None)
-        logger.warning("%s was cut off; it goes on from step %d", run.id, step)
-        self._events.publish("run.resumed", run=run.id, step=step)
-        return True
-
-    def _sweep(self) -> None:
-        """Remove what the runs that have ended left when a crash cut their end off."""
-        unfinished = {run.id for run in self._store.runs.unfinished()}
-        for file in self._home.runs.glob(f"*/*{checkpoint.NAME}"):
-            if file.parent.name not in unfinished:
-                discard(file.parent)
+        metrics = {**known, **watch.metrics(), "recipe": kind}
+        return self._store.runs.update(run.id, state="gating", metrics=metrics, pid=None)
 
     def _select(self, run: Run) -> Selection:
         """Decide what the run trains on, and store what it leaves out and why."""
@@ -295,16 +260,23 @@ class Runner:
 
     def _judge(self, run: Run) -> dict[str, Any]:
         directory = self._directory(run)
-        self._tracker.enter(run.id, "gating")
+        gate = gate_seconds(self._store.runs.list(RUNS_READ))
+        self._tracker.enter(run.id, "gating", gate)
         judge = Judge(self._home, self._config, self._registry, self._bundle, self._child)
-        return judge.judge(
+        report = judge.judge(
             directory / CANDIDATE,
             directory,
             current=run.parent,
             examples=directory / EXAMPLES,
-            on_step=self._tracker.advance,
+            on_step=lambda step, steps: self._tracker.advance(
+                step, steps, seconds_left=gate * (1 - step / max(steps, 1))
+            ),
             on_start=lambda pid: self._note_pid(run, pid),
         )
+        metrics = self._store.runs.get(run.id).metrics or {}
+        seconds = round(self._child.seconds, 1)
+        self._store.runs.update(run.id, metrics={**metrics, "gate_seconds": seconds})
+        return report
 
     def _settle(self, run: Run, report: dict[str, Any]) -> Run:
         """Store the verdict. From here on the run is finished even over a crash."""

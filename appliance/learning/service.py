@@ -18,6 +18,7 @@ from appliance.errors import Conflict, InvalidRequest, ShammahError
 from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.dropped import DroppedIn
+from appliance.learning.estimate import Estimate
 from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.progress import RunProgress
@@ -47,6 +48,7 @@ class LearningStatus:
         threshold: how many start a run.
         timeout_at: when the queue is trained however short it is; None when it is empty.
         run: the run going on.
+        estimate: what a run on the queue would take, told from earlier ones; None when nothing is known.
         deferral: why a run that is due has not started.
         retry_at: when a batch whose run did not succeed is tried again.
         last_run: the last one that ended.
@@ -58,6 +60,7 @@ class LearningStatus:
     threshold: int
     timeout_at: float | None
     run: RunProgress | None
+    estimate: Estimate | None
     deferral: Deferral | None
     retry_at: float | None
     last_run: Run | None
@@ -98,6 +101,7 @@ class Learning:
         self._asked = False
         self._recover_after = 0.0
         self._deferral: Deferral | None = None
+        self._wait = 0.0  # the end of the deferral by a clock that is not set
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning")
         self._stop = asyncio.Event()
@@ -140,7 +144,7 @@ class Learning:
                 )
             if not self._store.examples.count("pending"):
                 raise InvalidRequest("The queue is empty: there is nothing to train on.")
-            deferral = check_resources(self._config.resources, self._home.root, person=True)
+            deferral = self._shortage(person=True)
             if deferral is not None:
                 self._asked = True
                 self._defer(deferral)
@@ -165,15 +169,16 @@ class Learning:
     def status(self) -> LearningStatus:
         """Where learning stands now."""
         examples, lora = self._store.examples, self._config.lora
-        oldest = examples.oldest_pending()
+        oldest, pending = examples.oldest_pending(), examples.count("pending")
         retry = load_retry(self._store.settings)
         last = next((run for run in self._store.runs.list(limit=10) if run.state in ENDED), None)
         return LearningStatus(
             enabled=lora.enabled,
-            pending=examples.count("pending"),
+            pending=pending,
             threshold=lora.auto_train_threshold,
             timeout_at=oldest + lora.batch_timeout_minutes * 60 if lora.enabled and oldest else None,
             run=self._runner.progress,
+            estimate=self._runner.estimate(pending) if pending else None,
             deferral=self._deferral,
             retry_at=retry.not_before if retry else None,
             last_run=last,
@@ -273,7 +278,7 @@ class Learning:
     def _idle(self) -> None:
         with self._lock:
             self._busy = False
-            self._recover_after = time.time() + RECOVER_SECONDS
+            self._recover_after = time.monotonic() + RECOVER_SECONDS
         if not self._stop.is_set():
             self._scheduler.nudge()
 
@@ -290,7 +295,7 @@ class Learning:
             if self._busy or self._stop.is_set():
                 return
             if self._store.runs.unfinished():
-                if time.time() >= self._recover_after:
+                if time.monotonic() >= self._recover_after:
                     self._busy = True
                     self._submit(self._recover)
                 return
@@ -299,10 +304,10 @@ class Learning:
             if due is None:
                 self._deferral = None
                 return
-            if self._deferral is not None and now < self._deferral.next_try:
+            if self._deferral is not None and now < self._deferral.next_try and time.monotonic() < self._wait:
                 return
             person = due.trigger == "person"
-            deferral = check_resources(self._config.resources, self._home.root, person=person)
+            deferral = self._shortage(person)
             if deferral is not None:
                 self._defer(deferral)
                 return
@@ -314,7 +319,7 @@ class Learning:
                 self._begin(due)
             except ShammahError as error:
                 logger.warning("No run: %s", error)
-                self._deferral = Deferral(error.message, now + self._config.resources.retry_minutes * 60)
+                self._put_off(Deferral(error.message, now + self._config.resources.retry_minutes * 60))
 
     def _due(self, now: float) -> Due | None:
         examples = self._store.examples
@@ -324,7 +329,7 @@ class Learning:
         if not self._config.lora.enabled:
             return None
         retry = load_retry(self._store.settings)
-        if retry is not None and retry.ids and now >= retry.not_before:
+        if retry is not None and retry.ids and not retry.waits(now):
             # Some of the batch may be superseded by now, or taken out by a person.
             left = {example.id for example in examples.pending()} & set(retry.ids)
             retry = replace(retry, ids=tuple(sorted(left)))
@@ -340,11 +345,20 @@ class Learning:
         self._submit(lambda: self._carry_out(run))
         return run
 
+    def _shortage(self, person: bool) -> Deferral | None:
+        expected = self._runner.estimate(0)
+        needs = expected.memory_mb if expected else 0.0
+        return check_resources(self._config.resources, self._home.root, person=person, needs_mb=needs)
+
     def _defer(self, deferral: Deferral) -> None:
         if self._deferral is None or self._deferral.reason != deferral.reason:
             logger.info("Training deferred: %s", deferral.reason)
             self._events.publish("run.deferred", reason=deferral.reason, next_try=deferral.next_try)
+        self._put_off(deferral)
+
+    def _put_off(self, deferral: Deferral) -> None:
         self._deferral = deferral
+        self._wait = time.monotonic() + deferral.next_try - time.time()
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         def logged() -> None:

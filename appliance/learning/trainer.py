@@ -1,7 +1,6 @@
 """Has the trainer program make an adapter: the parent's side of `train/`.
 
-A trainer that is killed goes on from its checkpoint, at once and in the same run; `may_go_on` sees to
-it that this comes to an end.
+A trainer that is killed goes on from its checkpoint, at once and in the same run.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from appliance.learning.backend import trainer_program
 from appliance.learning.child import Child, ChildFailed, ChildKilled, Limits
 from appliance.learning.train import checkpoint
 from appliance.model.bundle import Bundle
-
-SAME_STEP = 2
-"""So often a run goes on from the same step: what kills it there would kill it again."""
 
 EXAMPLES, CANDIDATE, SETTINGS = "examples.jsonl", "candidate.safetensors", "train.json"
 
@@ -103,14 +99,3 @@ def discard(directory: Path) -> None:
     """Remove what a run that has ended no longer needs: learned weights do not lie about."""
     checkpoint.remove(directory / checkpoint.NAME)
     (directory / CANDIDATE).unlink(missing_ok=True)
-
-
-def may_go_on(earlier: Sequence[int], step: int, limit: int) -> bool:
-    """Whether a run that was cut off after `step` steps is taken up again.
-
-    Args:
-        earlier: the steps at which it was taken up before.
-        step: where it would go on.
-        limit: how often at most.
-    """
-    return len(earlier) < limit and list(earlier).count(step) < SAME_STEP

@@ -29,6 +29,7 @@ from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.store import Store
 from appliance.store.examples import Example, NewExample
+from appliance.store.runs import Run, Trigger
 
 MODEL = ModelConfig(slots=2, context_length=512, threads=2)
 # The machine that tests may be busy and small: these are not what is tested.
@@ -72,6 +73,11 @@ class Box:
         """Wait for the `count`-th run to end."""
         await self.until(lambda: len(self.named("run.finished")) >= count, seconds)
         return self.named("run.finished")[count - 1]
+
+    async def start_run(self, trigger: Trigger = "person") -> Run:
+        """Ask for a run, as soon as what an earlier life left has been dealt with."""
+        await self.until(lambda: not self.learning._busy, 60)
+        return self.learning.request(trigger)
 
     def named(self, name: str) -> list[Event]:
         return [event for event in self.seen if event.name == name]

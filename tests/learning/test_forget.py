@@ -311,7 +311,7 @@ async def test_not_while_a_run_is_going_on(home: Home, bundle: Bundle, tmp_path:
     async with running(home, bundle, OFF, trainer(tmp_path, "time.sleep(60)")) as box:
         example = add(box.store, QUESTION, ANSWER)
         add(box.store, "What is 2+2?", "4")
-        run = box.learning.request("person")
+        run = await box.start_run()
         await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
         with pytest.raises(Conflict, match=rf"{run.id} is going on.*cancel it"):
             await box.learning.forget(Wish((example.id,)), "owner")
@@ -331,7 +331,7 @@ async def test_the_adapter_that_learned_it_leaves_service_for_good(
     async def learn(box: Box, count: int, *examples: str) -> str:
         for text in examples:
             add(box.store, text, ANSWER if SECRET in text else "So.")
-        box.learning.request("person")
+        await box.start_run()
         await box.finished(count)
         await box.until(lambda: not box.learning._busy, 30)
         adapter = box.registry.current()

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 
 from appliance.config import TrainConfig
 from appliance.home import Home
+from appliance.learning.resumption import may_go_on
 from appliance.learning.train import checkpoint
 from appliance.learning.train.checkpoint import Checkpoint
-from appliance.learning.trainer import may_go_on
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 
@@ -205,7 +205,7 @@ def leftovers(box: Box, run: str) -> list[str]:
 async def test_a_run_goes_on_as_long_as_it_gets_further(home: Home, bundle: Bundle, tmp_path: Path) -> None:
     async with running(home, bundle, OFF, dies(tmp_path, bundle, 5)) as box:
         given = fill(box.store)
-        box.learning.request("person")
+        await box.start_run()
         run = await first(box)
         assert (run.state, run.attempt) == ("promoted", 1)
         assert run.metrics is not None
@@ -218,7 +218,7 @@ async def test_a_run_goes_on_as_long_as_it_gets_further(home: Home, bundle: Bund
 async def test_a_run_that_dies_at_the_same_place_ends(home: Home, bundle: Bundle, tmp_path: Path) -> None:
     async with running(home, bundle, OFF, trainer(tmp_path, DIES + "die(3)")) as box:
         given = fill(box.store)
-        box.learning.request("person")
+        await box.start_run()
         run = await first(box)
         assert run.state == "failed"
         assert "killed by SIGKILL" in (run.reason or "")
@@ -237,7 +237,7 @@ async def cut_off(home: Home, bundle: Bundle, program: list[str], monkeypatch: p
             raise Cut
 
         monkeypatch.setattr(runner, "_note_pid", cut)
-        run = box.learning.request("timeout")
+        run = await box.start_run("timeout")
         await box.until(lambda: runner.progress is None, 300)
         monkeypatch.undo()
         Checkpoint(home.runs / run.id / checkpoint.NAME, 0).save(3, STATE)
@@ -255,11 +255,8 @@ async def test_a_run_survives_the_daemon(
     run = await cut_off(home, bundle, program, monkeypatch)
     async with running(home, bundle, ON, program) as box:
         ended = await first(box)
-        assert (ended.id, ended.state, ended.metrics) == (
-            run,
-            "promoted",
-            {"resumed": [3], "steps": 2, "loss": 2.5, "seconds": 1, "peak_mb": 9},
-        )
+        assert (ended.id, ended.state) == (run, "promoted")
+        assert (ended.metrics or {}).items() >= {"resumed": [3], "loss": 2.5, "peak_mb": 9}.items()
         assert leftovers(box, run) == []
 
 

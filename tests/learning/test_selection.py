@@ -318,7 +318,7 @@ async def test_what_a_run_leaves_out_shares_its_fate(home: Home, bundle: Bundle,
     failing = "sys.exit(3)\n"
     async with running(home, bundle, OFF, program(tmp_path, failing), retry_minutes=0.001) as box:
         good, bad = fill(box)
-        failed = box.learning.request("person")
+        failed = await box.start_run()
         await box.finished()
         failed = box.store.runs.get(failed.id)
         assert failed.state == "failed"
@@ -328,7 +328,7 @@ async def test_what_a_run_leaves_out_shares_its_fate(home: Home, bundle: Bundle,
 
         program(tmp_path, f"shutil.copy({str(made)!r}, args['--out'])\n")
         await box.until(lambda: not box.learning._busy)
-        run = box.learning.request("person")
+        run = await box.start_run()
         await box.finished(2)
         run = box.store.runs.get(run.id)
         assert (run.state, run.examples) == ("promoted", len(good | bad)), run.reason

@@ -158,7 +158,7 @@ async def test_a_run_waits_for_requests(home: Home, bundle: Bundle, tmp_path: Pa
     program = trainer(tmp_path, f"{waits}shutil.copy({str(made)!r}, args['--out'])\n")
     async with running(home, bundle, OFF, program) as box:
         fill(box.store)
-        run = box.learning.request("person")
+        run = await box.start_run()
         pid = await box.until(lambda: box.store.runs.get(run.id).pid, 60)
 
         async def chat() -> None:

@@ -78,7 +78,11 @@ class Training:
         visits = self._visits()
         plan = steps(visits, self._settings.batch_tokens, self._learner.size, self._rng)
         trained = len(self._taught) + len(self._own)
-        self._report({"event": "start", "steps": len(plan), "examples": trained})
+        tokens, rehearsal = (
+            sum(self._learner.size(visit.tokens) for visit in some) for some in (visits, self._rehearsal)
+        )
+        start = {"steps": len(plan), "examples": trained, "tokens": tokens, "rehearsal": rehearsal}
+        self._report({"event": "start", **start})
         self._learner.prepare([*(visit.tokens for visit in visits), *self._judge, *self._heldout])
         with self._learner.base():
             text_before = self._loss(self._judge)

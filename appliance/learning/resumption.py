@@ -1,0 +1,81 @@
+"""Whether a run that was cut off (kill, power, crash) goes on from its checkpoint, or is over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from appliance.adapters.registry import Registry
+from appliance.config import Config
+from appliance.events import EventBus
+from appliance.home import Home
+from appliance.learning.guard import check_resources
+from appliance.learning.train import checkpoint
+from appliance.learning.trainer import CANDIDATE, EXAMPLES, SETTINGS, discard, load_settings
+from appliance.store import Store
+from appliance.store.runs import Run
+
+logger = logging.getLogger(__name__)
+
+SAME_STEP = 2
+"""So often a run goes on from the same step: what kills it there would kill it again."""
+
+
+class Resumption:
+    """Decides it; how often a run went on, and from where, is kept with the run."""
+
+    def __init__(
+        self, home: Home, config: Config, store: Store, registry: Registry, events: EventBus
+    ) -> None:
+        self._home = home
+        self._config = config
+        self._store = store
+        self._registry = registry
+        self._events = events
+
+    def obstacle(self, run: Run) -> str | None:
+        """Why a run that was cut off before its verdict cannot go on; None when it is about to."""
+        directory = self._home.runs / run.id
+        needed = [EXAMPLES, SETTINGS, *([CANDIDATE] if run.state == "gating" else [])]
+        if run.state == "queued" or not all((directory / name).is_file() for name in needed):
+            return ""
+        if not self._config.lora.enabled and run.trigger != "person":
+            return ", and learning is off now"
+        if run.parent != self._registry.current():
+            return f", and {self._registry.current() or 'base'} is in service now"
+        # Load and quiet hours do not stop a run that is under way, nor do they now.
+        if deferral := check_resources(self._config.resources, self._home.root, person=True):
+            return f", and the box has nothing to spare: {deferral.reason.rstrip('.')}"
+        if not self.take_up(run, checkpoint.steps_done(directory / checkpoint.NAME)):
+            return " too often"
+        return None
+
+    def take_up(self, run: Run, step: int) -> bool:
+        """Whether a run that was cut off goes on from there; counted before it does."""
+        metrics = self._store.runs.get(run.id).metrics or {}
+        earlier = metrics.get("resumed", [])
+        limit = load_settings(self._home.runs / run.id).max_resumes
+        if not may_go_on(earlier, step, limit):
+            return False
+        self._store.runs.update(run.id, metrics={**metrics, "resumed": [*earlier, step]}, pid=None)
+        logger.warning("%s was cut off; it goes on from step %d", run.id, step)
+        self._events.publish("run.resumed", run=run.id, step=step)
+        return True
+
+    def sweep(self) -> None:
+        """Remove what the runs that have ended left when a crash cut their end off."""
+        unfinished = {run.id for run in self._store.runs.unfinished()}
+        for file in self._home.runs.glob(f"*/*{checkpoint.NAME}"):
+            if file.parent.name not in unfinished:
+                discard(file.parent)
+
+
+def may_go_on(earlier: Sequence[int], step: int, limit: int) -> bool:
+    """Whether a run that was cut off after `step` steps is taken up again.
+
+    Args:
+        earlier: the steps at which it was taken up before.
+        step: where it would go on.
+        limit: how often at most.
+    """
+    return len(earlier) < limit and list(earlier).count(step) < SAME_STEP
