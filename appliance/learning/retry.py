@@ -31,6 +31,8 @@ from appliance.store.runs import Run
 from appliance.store.settings import Settings
 
 KEY = "learning.retry"
+TOLERANCE = 60.0
+"""Seconds that a stamp may lie ahead: clocks are adjusted a little all the time."""
 GENTLER = 1.5
 """The learning rate of an attempt after one that forgot: at two thirds most is still learned."""
 
@@ -50,12 +52,23 @@ class Retry:
         ids: the batch to try again; empty when there is only a pause to keep.
         attempt: number of the coming attempt.
         failed: the gate's checks that failed in the last attempt; empty when it died.
+        saved: Unix time at which it was kept.
     """
 
     not_before: float
     ids: tuple[str, ...] = ()
     attempt: int = 1
     failed: tuple[str, ...] = ()
+    saved: float = 0.0
+
+    def waits(self, now: float) -> bool:
+        """Whether its time has not come. A pause that began in the future is over."""
+        return now < self.not_before and not ahead(self.saved, now)
+
+
+def ahead(stamp: float, now: float) -> bool:
+    """Whether a time is so far to come that the clock was set back since it was noted."""
+    return stamp > now + TOLERANCE
 
 
 def load_retry(settings: Settings) -> Retry | None:
@@ -64,7 +77,8 @@ def load_retry(settings: Settings) -> Retry | None:
     if text is None:
         return None
     raw = json.loads(text)
-    return Retry(raw["not_before"], tuple(raw["ids"]), raw["attempt"], tuple(raw["failed"]))
+    ids, failed = tuple(raw["ids"]), tuple(raw["failed"])
+    return Retry(raw["not_before"], ids, raw["attempt"], failed, raw.get("saved", 0.0))
 
 
 def save_retry(settings: Settings, retry: Retry | None) -> None:
@@ -72,7 +86,7 @@ def save_retry(settings: Settings, retry: Retry | None) -> None:
     if retry is None:
         settings.delete(KEY)
     else:
-        settings.set(KEY, json.dumps(asdict(retry)))
+        settings.set(KEY, json.dumps(asdict(retry) | {"saved": time.time()}))
 
 
 def give_back(

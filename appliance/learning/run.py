@@ -116,6 +116,7 @@ class Runner:
         Raises:
             InvalidRequest: there is nothing to train on.
             Unavailable: the trainer's environment is missing, or the box is shutting down.
+            Conflict: another run has not ended.
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
@@ -128,6 +129,8 @@ class Runner:
         if not pending:
             raise InvalidRequest("The queue is empty: there is nothing to train on.")
         with self._store.transaction():
+            for other in self._store.runs.unfinished():
+                raise Conflict(f"{other.id} was cut off and is ended first; try again in a minute.")
             attempt = retry.attempt if retry else 1
             run = self._store.runs.create(trigger, len(pending), self._registry.current(), attempt)
             held = self._store.examples.hold(run.id, [example.id for example in pending])

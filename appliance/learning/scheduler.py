@@ -2,6 +2,10 @@
 
 The queue is looked at whenever the store says that examples changed, and every few seconds, which
 is what notices time passing: a timeout, the end of a pause, resources that have become free.
+
+Clocks jump: a box without a battery for its clock wakes up in the past. What is stamped with a time
+that is still to come is from before such a jump. How long it has waited cannot be known, so it is
+due; what follows is stamped anew, so that this happens once.
 """
 
 from __future__ import annotations
@@ -9,22 +13,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-
-from apscheduler.jobstores.base import JobLookupError
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from appliance.config import LoraConfig
-from appliance.learning.retry import Retry
+from appliance.learning.retry import Retry, ahead
 from appliance.store import Store
 from appliance.store.runs import Trigger
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5
-LOOK = "look"
 
 
 @dataclass(frozen=True)
@@ -53,66 +51,58 @@ def find_due(
         now: Unix time.
     """
     if retry is not None:
-        if now < retry.not_before:
+        if retry.waits(now):
             return None
         if retry.ids:
             return Due("retry", len(retry.ids), retry)
     if pending >= config.auto_train_threshold:
         return Due("threshold", pending)
-    if oldest is not None and now >= oldest + config.batch_timeout_minutes * 60:
+    if oldest is not None and (now >= oldest + config.batch_timeout_minutes * 60 or ahead(oldest, now)):
         return Due("timeout", pending)
     return None
 
 
 class Scheduler:
-    """Calls `check` often enough, in a thread of its own, never twice at the same time."""
+    """Calls `check` often enough, in a thread of its own, so never twice at the same time.
+
+    It waits by a clock that nobody sets.
+    """
 
     def __init__(self, store: Store, check: Callable[[], None]) -> None:
         self._store = store
         self._check = check
         self._nudged = threading.Event()
-        self._checking = threading.Lock()
-        self._jobs = BackgroundScheduler(timezone=UTC)
-        # One job that recurs and is brought forward by a nudge, not a second one that fires once:
-        # APScheduler 3.11 ends with an error when it is shut down while it takes a spent job out.
-        # Two instances, so that a nudge during a check is kept until that check is over.
-        self._jobs.add_job(
-            self._run,
-            "interval",
-            seconds=CHECK_SECONDS,
-            id=LOOK,
-            coalesce=True,
-            misfire_grace_time=None,
-            max_instances=2,
-            next_run_time=datetime.now(UTC),
-        )
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._remove: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin to look."""
-        self._jobs.start()
         self._remove = self._store.on_change(self._changed)
+        self._thread.start()
 
     def stop(self) -> None:
         """Stop looking; waits for a check that is going on."""
         self._remove()
-        self._jobs.shutdown(wait=True)
+        self._stopping = True
+        self._nudged.set()
+        self._thread.join()
 
     def nudge(self) -> None:
-        """Look now."""
-        if not self._nudged.is_set():
-            self._nudged.set()
-            with suppress(JobLookupError):  # stopped
-                self._jobs.modify_job(LOOK, next_run_time=datetime.now(UTC))
+        """Look now, or again when the check going on has ended."""
+        self._nudged.set()
 
     def _changed(self, tables: frozenset[str]) -> None:
         if "examples" in tables:
             self.nudge()
 
     def _run(self) -> None:
-        with self._checking:
+        while True:
             self._nudged.clear()
+            if self._stopping:
+                return
             try:
                 self._check()
             except Exception:
                 logger.exception("The queue could not be looked at; trying again")
+            self._nudged.wait(CHECK_SECONDS)

@@ -121,6 +121,7 @@ class Learning:
         self._asked = False
         self._recover_after = 0.0
         self._deferral: Deferral | None = None
+        self._wait = 0.0  # the end of the deferral by a clock that is not set
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning")
         self._stop = asyncio.Event()
@@ -302,7 +303,7 @@ class Learning:
     def _idle(self) -> None:
         with self._lock:
             self._busy = False
-            self._recover_after = time.time() + RECOVER_SECONDS
+            self._recover_after = time.monotonic() + RECOVER_SECONDS
         if not self._stop.is_set():
             self._scheduler.nudge()
 
@@ -332,7 +333,7 @@ class Learning:
             if self._busy or self._stop.is_set():
                 return
             if self._store.runs.unfinished():
-                if time.time() >= self._recover_after:
+                if time.monotonic() >= self._recover_after:
                     self._busy = True
                     self._submit(self._recover)
                 return
@@ -341,7 +342,7 @@ class Learning:
             if due is None:
                 self._deferral = None
                 return
-            if self._deferral is not None and now < self._deferral.next_try:
+            if self._deferral is not None and now < self._deferral.next_try and time.monotonic() < self._wait:
                 return
             person = due.trigger == "person"
             deferral = self._shortage(person)
@@ -356,7 +357,7 @@ class Learning:
                 self._begin(due)
             except ShammahError as error:
                 logger.warning("No run: %s", error)
-                self._deferral = Deferral(error.message, now + self._config.resources.retry_minutes * 60)
+                self._put_off(Deferral(error.message, now + self._config.resources.retry_minutes * 60))
 
     def _due(self, now: float) -> Due | None:
         examples = self._store.examples
@@ -366,7 +367,7 @@ class Learning:
         if not self._config.lora.enabled:
             return None
         retry = load_retry(self._store.settings)
-        if retry is not None and retry.ids and now >= retry.not_before:
+        if retry is not None and retry.ids and not retry.waits(now):
             # Some of the batch may be superseded by now, or taken out by a person.
             left = {example.id for example in examples.pending()} & set(retry.ids)
             retry = replace(retry, ids=tuple(sorted(left)))
@@ -391,7 +392,11 @@ class Learning:
         if self._deferral is None or self._deferral.reason != deferral.reason:
             logger.info("Training deferred: %s", deferral.reason)
             self._events.publish("run.deferred", reason=deferral.reason, next_try=deferral.next_try)
+        self._put_off(deferral)
+
+    def _put_off(self, deferral: Deferral) -> None:
         self._deferral = deferral
+        self._wait = time.monotonic() + deferral.next_try - time.time()
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         def logged() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -50,11 +52,47 @@ def test_a_pause_holds_back_and_a_batch_to_retry_goes_first() -> None:
     assert due(Retry(1000.0, ("a",), 2)) == "retry"
 
 
+HOURS = 3600.0
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    """Noted at noon, and it is nine in the morning again: due, as nobody knows how long it has waited."""
+    noon, nine, later = 12 * HOURS, 9 * HOURS, 13 * HOURS
+
+    def due(oldest: float | None, retry: Retry | None, now: float) -> str | None:
+        found = find_due(LORA, pending=1, oldest=oldest, retry=retry, now=now)
+        return found.trigger if found else None
+
+    assert due(noon, None, noon) is None
+    assert due(noon, None, nine) == "timeout"
+    assert due(noon + 50, None, noon) is None  # adjusted a little, as clocks are all the time
+    batch = Retry(noon + 600, ("a",), 2, saved=noon)
+    assert due(None, batch, noon) is None
+    assert due(None, batch, nine) == "retry"
+    # A cancelled run's pause: over, but no reason for a run.
+    assert due(nine, Retry(later, saved=noon), nine) is None
+
+
+def test_a_clock_that_is_set_forward_makes_one_run_due_at_a_time() -> None:
+    """The batch to try again goes first; what is due besides waits, and is one run however late it is."""
+    now = 100 * HOURS
+    retry = Retry(12 * HOURS, ("a",), 2, saved=11 * HOURS)
+    found = find_due(LORA, pending=500, oldest=0.0, retry=retry, now=now)
+    assert found is not None
+    assert (found.trigger, found.count) == ("retry", 1)
+    found = find_due(LORA, pending=7, oldest=0.0, retry=None, now=now)
+    assert found is not None
+    assert (found.trigger, found.count) == ("timeout", 7)
+
+
 def test_it_is_kept_over_restarts(store: Store) -> None:
     assert load_retry(store.settings) is None
     retry = Retry(12.5, ("a", "b"), 2, ("probes",))
     save_retry(store.settings, retry)
-    assert load_retry(store.settings) == retry
+    kept = load_retry(store.settings)
+    assert kept is not None
+    assert abs(kept.saved - time.time()) < 60
+    assert replace(kept, saved=0.0) == retry
     save_retry(store.settings, None)
     assert load_retry(store.settings) is None
 

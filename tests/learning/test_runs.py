@@ -259,6 +259,48 @@ async def test_the_timeout_trains_a_partial_batch(home: Home, bundle: Bundle, tm
         assert (run.trigger, run.examples) == ("timeout", 1)
 
 
+async def test_timeouts_missed_while_the_box_was_off_make_one_run(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Each example has waited for many timeouts; and a run begins only when the one before has ended."""
+    store = Store.open(home)
+    given = fill(store, 3)
+    store.close()
+    await asyncio.sleep(0.5)
+    config = "[lora]\nauto_train_threshold = 100\nbatch_timeout_minutes = 0.001\n"
+    async with running(home, bundle, config, writes(tmp_path, bundle, 1e-4)) as box:
+        run = await first(box)
+        assert (run.trigger, run.examples, run.state) == ("timeout", 3, "promoted")
+        assert ids(box.store, "used") == given
+        await asyncio.sleep(6)  # longer than the scheduler's look
+        assert box.store.runs.count() == 1
+
+
+async def test_no_run_begins_while_another_has_not_ended(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, OFF, trainer(tmp_path, "sys.exit(3)")) as box:
+        await box.until(lambda: not box.learning._busy, 60)
+        given = fill(box.store)
+        other = box.store.runs.create("person", 1)  # one whose end could not be stored
+        with pytest.raises(Conflict, match=f"{other.id} was cut off and is ended first"):
+            box.learning.request("person")
+        assert ids(box.store, "pending") == given
+        assert box.store.runs.count() == 1
+
+
+async def test_a_deferral_ends_though_the_clock_is_set_back(
+    home: Home, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(home, bundle, QUICK, trainer(tmp_path, "sys.exit(3)"), retry_minutes=0.05) as box:
+        demand = box.config.resources.model_copy(update={"min_free_disk_mb": 10**9})
+        box.learning._config = box.config.model_copy(update={"resources": demand})
+        fill(box.store)
+        await box.until(lambda: box.learning.status().deferral, 30)
+        real = time.time
+        monkeypatch.setattr("appliance.learning.service.time.time", lambda: real() - 5 * 3600)
+        box.learning._config = box.config
+        assert (await first(box)).trigger == "threshold"
+
+
 async def test_a_box_without_memory_defers_and_says_so(home: Home, bundle: Bundle, tmp_path: Path) -> None:
     async with running(home, bundle, QUICK, trainer(tmp_path, "sys.exit(3)")) as box:
         demand = box.config.resources.model_copy(update={"min_free_disk_mb": 10**9})
