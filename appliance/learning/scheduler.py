@@ -13,7 +13,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
 
 from appliance.config import LoraConfig
 from appliance.learning.retry import Retry, ahead
@@ -23,6 +28,7 @@ from appliance.store.runs import Trigger
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5
+LOOK = "look"
 
 
 @dataclass(frozen=True)
@@ -62,42 +68,69 @@ def find_due(
     return None
 
 
-class Scheduler:
-    """Calls `check` often enough, in a thread of its own, so never twice at the same time.
+class _Jobs(BackgroundScheduler):  # type: ignore[misc]  # it has no types
+    """APScheduler, for a clock that may be set back: it would wait until the clock is where it was."""
 
-    It waits by a clock that nobody sets.
-    """
+    def _process_jobs(self) -> float:
+        now = datetime.now(UTC)
+        for job in self.get_jobs():
+            if job.next_run_time is not None and job.next_run_time > now + timedelta(seconds=CHECK_SECONDS):
+                job.modify(next_run_time=now)
+        wait = super()._process_jobs()
+        return CHECK_SECONDS if wait is None else min(wait, CHECK_SECONDS)
+
+
+class Scheduler:
+    """Calls `check` often enough, in a thread of its own, never twice at the same time."""
 
     def __init__(self, store: Store, check: Callable[[], None]) -> None:
         self._store = store
         self._check = check
         self._nudged = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._checking = threading.Lock()
+        self._jobs = _Jobs(timezone=UTC)
+        # One job that recurs and is brought forward by a nudge, not a second one that fires once:
+        # APScheduler 3.11 ends with an error when it is shut down while it takes a spent job out.
+        # Two instances, so that a nudge during a check is kept until that check is over.
+        self._jobs.add_job(
+            self._run,
+            "interval",
+            seconds=CHECK_SECONDS,
+            id=LOOK,
+            coalesce=True,
+            misfire_grace_time=None,
+            max_instances=2,
+            next_run_time=datetime.now(UTC),
+        )
         self._remove: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin to look."""
+        self._jobs.start()
         self._remove = self._store.on_change(self._changed)
-        self._thread.start()
 
     def stop(self) -> None:
         """Stop looking; waits for a check that is going on."""
         self._remove()
         self._stopping = True
-        self._nudged.set()
-        self._thread.join()
+        with self._checking:  # not in `shutdown`, which holds the lock that a check needs in order to nudge
+            pass
+        self._jobs.shutdown(wait=True)
 
     def nudge(self) -> None:
         """Look now, or again when the check going on has ended."""
-        self._nudged.set()
+        if not self._nudged.is_set():
+            self._nudged.set()
+            with suppress(JobLookupError):  # stopped
+                self._jobs.modify_job(LOOK, next_run_time=datetime.now(UTC))
 
     def _changed(self, tables: frozenset[str]) -> None:
         if "examples" in tables:
             self.nudge()
 
     def _run(self) -> None:
-        while True:
+        with self._checking:
             self._nudged.clear()
             if self._stopping:
                 return
@@ -105,4 +138,3 @@ class Scheduler:
                 self._check()
             except Exception:
                 logger.exception("The queue could not be looked at; trying again")
-            self._nudged.wait(CHECK_SECONDS)
