@@ -42,6 +42,13 @@ class Learner(Protocol):
     def prepare(self, items: Sequence[Tokens]) -> None:
         """Told once which sequences there will be: what is needed for others only can go."""
 
+    def anchor(self, ordinary: Sequence[Tokens], weight: float) -> None:
+        """From now on, learn also not to move what the linear layers make of these sequences.
+
+        Each step's loss gets, over all of them, the sum of the squared change of their output as a share of
+        that output, times `weight`; see `anchor.py`. Told once, before the first step.
+        """
+
     def base(self) -> AbstractContextManager[None]:
         """Within it the adapter is off."""
 

@@ -7,23 +7,29 @@ sequence never changes, so it is computed once and kept.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from appliance.learning.train.anchor import SAME_INPUT, Moments
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.learner import LINEARS
 from appliance.learning.train.lineage import continued
 from appliance.learning.train.packing import Row, begins
 
 Matrix = npt.NDArray[np.float32]
+ROW_TOKENS = 512  # of a row when nothing is learnt from it
+ADAPTER = "default"  # PEFT's name of it
 
 
 class Network:
@@ -103,6 +109,21 @@ class Network:
             for item, end in zip(batch, row.ends[row.shared :], strict=True)
         ]
 
+    @torch.no_grad()
+    def anchored(self, ordinary: Sequence[Tokens]) -> list[Anchored]:
+        """The linear layers with an adapter, and what they are given in these sequences by the bare base."""
+        rows = [Row(group, self._prefix) for group in _rows(ordinary)]
+        embed = self._model.embed_tokens
+        out = []
+        with self.base():
+            states = [self._run(embed(torch.from_numpy(row.ids)[None]), row, 0, self.first) for row in rows]
+            for number in range(self.first, len(self._model.layers)):  # one by one, for the sums are large
+                inputs = _Inputs(self._model.layers[number])
+                for at, row in enumerate(rows):
+                    states[at] = self._run(states[at], row, number, number + 1)
+                out += inputs.anchored()
+        return out
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores of hidden states."""
         return self._head(hidden)  # type: ignore[no-any-return]
@@ -152,3 +173,75 @@ class Network:
                 use_cache=False,
             )
         return state
+
+
+@dataclass(frozen=True, eq=False)
+class Anchored:
+    """A linear layer with an adapter `a` [rank, inputs], `b` [outputs, rank], and what it is given.
+
+    Attributes:
+        main, rest: see `Moments`.
+        share: the square of what the update counts, over the mean square length of the layer's output.
+    """
+
+    a: Tensor
+    b: Tensor
+    main: Tensor
+    rest: float
+    share: float
+
+    def moved(self) -> Tensor:
+        """By which share the adapter moves the layer's output on ordinary text, squared, on average."""
+        seen = self.a @ self.main.T
+        inner = seen @ seen.T + self.rest * (self.a @ self.a.T)
+        return self.share * ((self.b.T @ self.b) * inner).sum()
+
+
+class _Inputs:
+    """Sums x x^T over what the linear modules of a decoder layer are given, until `anchored`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        modules = layer.named_modules()
+        self._linears: dict[str, Any] = {
+            name.rsplit(".", 1)[-1]: module for name, module in modules if isinstance(module, LoraLayer)
+        }
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._hooks = [
+            module.register_forward_pre_hook(partial(self._add, name))
+            for name, module in self._linears.items()
+            if name not in SAME_INPUT
+        ]
+
+    def _add(self, name: str, _: nn.Module, given: tuple[Tensor]) -> None:
+        inputs = given[0].flatten(0, -2)
+        total = inputs.T @ inputs
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._count += len(inputs)
+
+    def anchored(self) -> list[Anchored]:
+        for hook in self._hooks:
+            hook.remove()
+        count = self._count // len(self._hooks)
+        moments = {name: Moments.of(total.numpy(), count) for name, total in self._sums.items()}
+        return [
+            self._anchored(module, moments[SAME_INPUT.get(name, name)])
+            for name, module in self._linears.items()
+        ]
+
+    def _anchored(self, module: Any, moments: Moments) -> Anchored:
+        share = module.scaling[ADAPTER] ** 2 / moments.output(module.base_layer.weight.numpy())
+        a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+        return Anchored(a, b, torch.from_numpy(moments.main), moments.rest, share)
+
+
+def _rows(items: Sequence[Tokens]) -> Iterator[list[tuple[int, ...]]]:
+    """Sequences in groups of about `ROW_TOKENS`."""
+    group: list[tuple[int, ...]] = []
+    for item in items:
+        group.append(item.ids)
+        if sum(map(len, group)) >= ROW_TOKENS:
+            yield group
+            group = []
+    if group:
+        yield group

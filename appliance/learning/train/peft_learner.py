@@ -14,16 +14,21 @@ from torch import Tensor
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.learner import BETAS, CLIP, EPSILON, Judged, Matrix
 from appliance.learning.train.loss import Terms
-from appliance.learning.train.network import Network
+from appliance.learning.train.network import Anchored, Network
 
 
 class PeftLearner(Network):
     """The network with its optimizer; a `Learner`."""
 
     _optimizer: torch.optim.AdamW | None = None
+    _anchored: Sequence[Anchored] = ()
+    _anchor_weight = 0.0
 
     def prepare(self, items: Sequence[Tokens]) -> None:
         """Nothing can go: PEFT holds the whole model."""
+
+    def anchor(self, ordinary: Sequence[Tokens], weight: float) -> None:
+        self._anchored, self._anchor_weight = self.anchored(ordinary), weight
 
     def judge(self, batch: Sequence[Tokens]) -> list[Judged]:
         with torch.no_grad():
@@ -37,6 +42,8 @@ class PeftLearner(Network):
     def learn(self, batch: Sequence[Tokens], terms: Terms, rate: float) -> float:
         hidden = torch.cat(self.hidden(batch))
         loss = self._loss(self.logits(hidden).log_softmax(-1), _answers(batch), terms)
+        if self._anchored:
+            loss = loss + self._anchor_weight * torch.stack([layer.moved() for layer in self._anchored]).sum()
         value = loss.item()
         if not math.isfinite(value):
             raise ArithmeticError("The loss is not finite.")

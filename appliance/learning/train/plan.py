@@ -23,7 +23,6 @@ SYSTEMS = ("You are a helpful assistant.", "You are the assistant of this househ
 REJECTED_TOKENS = 8  # a rejected answer is pushed down where it goes wrong, not to its end
 OWN_TOKENS = 48
 TEXT_TOKENS = 96
-CHAT_VISITS = 2  # what the model knows is in few tokens, and goes first
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,13 @@ class Rehearsal:
             tuple(text for text in self.prose if text not in judge.prose),
             tuple(chat for chat in self.chats if chat not in judge.chats),
         ), judge
+
+    def sample(self, prose: int, chats: int, rng: random.Random) -> Rehearsal:
+        """So many of each at most: no run needs all, and what differs from run to run covers more."""
+        return Rehearsal(
+            tuple(rng.sample(self.prose, min(prose, len(self.prose)))),
+            tuple(rng.sample(self.chats, min(chats, len(self.chats)))),
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def rehearsal_visits(rehearsal: Rehearsal, tokenizer: Tokenizer) -> list[Visit]:
     for question, answer in rehearsal.chats:
         messages = [{"role": "user", "content": question}]
         tokens = tokenise(tokenizer, messages, answer, ended=True, limit=TEXT_TOKENS)
-        visits += [Visit(tokens, 0.0, keep=True)] * CHAT_VISITS
+        visits.append(Visit(tokens, 0.0, keep=True))
     return visits
 
 

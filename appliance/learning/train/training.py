@@ -27,7 +27,10 @@ from appliance.model.tokenizer import Tokenizer
 
 WARMUP = 0.1  # share of the steps
 LEAST_VISITS = 8  # of a taught example, however little it weighs
+REPLAYED = 1 / 3  # of the weight of a taught example counts when it is repeated: it is known already
 REJECTED_VISITS = 4  # of a rejected answer
+REHEARSED = (60, 200)  # paragraphs and questions
+JUDGED = (12, 36)
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
@@ -70,8 +73,10 @@ class Training:
         ]
         # What the scale is judged on must not be what the drift was held down on.
         rehearse, judge = rehearsal.split()
-        self._rehearsal = rehearsal_visits(rehearse, tokenizer)
-        self._judge = [visit.tokens for visit in rehearsal_visits(judge, tokenizer)]
+        self._ordinary = [visit.tokens for visit in rehearsal_visits(rehearse, tokenizer)]
+        self._rehearsal = rehearsal_visits(rehearse.sample(*REHEARSED, self._rng), tokenizer)
+        judged = judge.sample(*JUDGED, random.Random(0))
+        self._judge = [visit.tokens for visit in rehearsal_visits(judged, tokenizer)]
 
     def run(self) -> Outcome:
         """Train the learner's adapter."""
@@ -83,6 +88,10 @@ class Training:
         )
         start = {"steps": len(plan), "examples": trained, "tokens": tokens, "rehearsal": rehearsal}
         self._report({"event": "start", **start})
+        if self._settings.anchor_weight:
+            # What was taught adds up against it, be it much or little: a step's loss is a mean.
+            weight = self._settings.anchor_weight / max(len(self._taught), 1)
+            self._learner.anchor(self._ordinary, weight)
         self._learner.prepare([*(visit.tokens for visit in visits), *self._judge, *self._heldout])
         with self._learner.base():
             text_before = self._loss(self._judge)
@@ -101,7 +110,8 @@ class Training:
         settings, rng = self._settings, self._rng
         visits: list[Visit] = []
         for example in self._taught:
-            total = example.weight * settings.epochs
+            share = REPLAYED if example.split == "replay" else 1.0
+            total = example.weight * settings.epochs * share
             count = max(LEAST_VISITS, round(total))
             visits += taught_visits(example, self._tokenizer, count, total, settings.max_tokens, rng)
             wrong = rejected_visit(example, self._tokenizer, total / REJECTED_VISITS, settings.max_tokens)
