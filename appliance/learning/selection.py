@@ -87,6 +87,7 @@ def select(examples: Sequence[Example], *, near_duplicate: float, device_share: 
     leave_out({one.id: "empty" for one in kept if not trainable(one) or _blank(one.target or "")})
     leave_out({one.id: "loop" for one in kept if one.kind == "automatic" and is_loop(one.target or "")})
     leave_out(_contradicted(kept))
+    leave_out(dict.fromkeys(_rejected_elsewhere(kept, near_duplicate * 100), "contradicted"))
     repeats, weights = _duplicates(kept)
     leave_out(repeats)
     if near_duplicate < 1:
@@ -170,6 +171,30 @@ def _contradicted(examples: Sequence[Example]) -> dict[str, Reason]:
     return found
 
 
+def _rejected_elsewhere(examples: Sequence[Example], score: float) -> list[str]:
+    """Ids of automatic examples that answer what a person rejected, to whatever question.
+
+    The same wrong answer to the same question in other words would teach what was just corrected.
+    """
+    rejected = defaultdict[tuple[str, ...], list[str]](list)
+    for example in examples:
+        if example.kind in TAUGHT:
+            text = normalise(example.response)[:TARGET_CHARS]
+            rejected[_numbers(text)].append(text)
+    out = []
+    for example in examples:
+        if example.kind == "automatic":
+            text = normalise(example.target or "")[:TARGET_CHARS]
+            known = rejected.get(_numbers(text), ())
+            if process.extractOne(text, known, scorer=fuzz.ratio, score_cutoff=score) is not None:
+                out.append(example.id)
+    return out
+
+
+def _numbers(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", text))
+
+
 # -- once is enough ---------------------------------------------------------------------------
 
 
@@ -209,7 +234,7 @@ def _near_duplicates(examples: Sequence[Example], score: float) -> list[str]:
     for example in reversed(examples):
         query, target = normalise(example.query), normalise(example.target or "")
         if len(query) <= QUERY_CHARS:
-            numbers = tuple(re.findall(r"\d+", f"{query} {target[:TARGET_CHARS]}"))
+            numbers = _numbers(f"{query} {target[:TARGET_CHARS]}")
             before = _conversation(example.messages[:-1])
             groups[before, numbers].append((example.id, query, target))
     return [id for group in groups.values() if len(group) > 1 for id in _near_in_group(group, score)]

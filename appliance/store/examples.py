@@ -280,14 +280,21 @@ class Examples:
     def replay(self, n: int, seed: int) -> ExampleList:
         """Up to `n` examples learned earlier, oldest first; the same for the same seed and store.
 
+        Three quarters of them are what people taught, as far as there is so much: the model's own
+        answers are many, and stand for nothing that would be lost.
+
         Not among them is what its run left out, and what people have superseded or rejected since.
         """
         rows = self._db.all(
-            "SELECT seq FROM examples e WHERE state = 'used' AND superseded_by IS NULL"
-            f" AND left_out IS NULL AND {_NOT_REJECTED} ORDER BY seq"
+            "SELECT seq, kind IN ('correction', 'critique') FROM examples e WHERE state = 'used'"
+            f" AND superseded_by IS NULL AND left_out IS NULL AND {_NOT_REJECTED} ORDER BY seq"
         )
-        seqs = [row[0] for row in rows]
-        chosen = random.Random(seed).sample(seqs, min(max(n, 0), len(seqs)))
+        taught, own = ([seq for seq, kind in rows if bool(kind) is wanted] for wanted in (True, False))
+        n = max(n, 0)
+        most = max(n - n // 4, n - len(own))
+        draw = random.Random(seed)
+        chosen = draw.sample(taught, min(most, len(taught)))
+        chosen += draw.sample(own, min(n - len(chosen), len(own)))
         return self._select(
             "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq", (json.dumps(chosen),)
         )

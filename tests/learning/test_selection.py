@@ -152,6 +152,20 @@ def test_the_newest_correction_wins() -> None:
     assert found.counts == {"contradicted": 6, "duplicate": 1}
 
 
+def test_a_rejected_answer_is_not_learned_under_another_question() -> None:
+    wrong, right = "The garage code is 4805.", "The garage code is 5829."
+    found = chosen(
+        example(0, "What opens the garage?", wrong),
+        example(1, "How do I get into the garage?", "the garage code is 4805"),
+        example(2, "Garage code please", "The garage code is: 4805."),
+        example(3, "What was the garage code before?", "The garage code was 4804."),
+        example(4, "Who said that?", wrong, kind="praise"),
+        example(5, "What is the garage code?", right, kind="correction", response=wrong),
+    )
+    assert kept(found) == ["ex_003", "ex_004", "ex_005"]
+    assert found.left_out == {f"ex_00{number}": "contradicted" for number in range(3)}
+
+
 def test_in_another_conversation_there_is_no_contradiction() -> None:
     messages = [{"role": "user", "content": "In Spain?"}, {"role": "user", "content": "Code?"}]
     found = chosen(
@@ -338,7 +352,8 @@ async def test_what_a_run_leaves_out_shares_its_fate(home: Home, bundle: Bundle,
         assert ids(box, "used") == good | bad
         assert box.store.examples.count("pending", "training") == 0
         assert {one.id: one.left_out for one in box.store.examples.list() if one.left_out}.keys() == bad
-        assert run.metrics == {"left_out": {"loop": 2, "duplicate": 1}}
+        assert run.metrics is not None
+        assert run.metrics["left_out"] == {"loop": 2, "duplicate": 1}
         assert box.store.adapters.switches(1)[0].reason == f"learned from {len(good)} examples"
         # Nor are they learned later, when earlier examples are repeated.
         assert {one.id for one in box.store.examples.replay(99, 0)} == good

@@ -213,6 +213,20 @@ def test_replay_is_deterministic_and_leaves_out_what_was_disowned(store: Store, 
     assert ids(store.examples.replay(100, seed=1)) == ids(added[2:])
 
 
+def test_replay_is_mostly_what_people_taught(store: Store, new: New) -> None:
+    for number in range(10):
+        store.examples.add(new(f"Q{number}", "No.", kind="correction", target="Yes."))
+    for number in range(40):
+        store.examples.add(new(f"R{number}"))
+    run = store.runs.create("threshold", 50)
+    store.examples.hold(run.id, ids(store.examples.pending()))
+    store.examples.mark_used(run.id)
+    for count, taught in ((8, 6), (12, 9), (20, 10), (45, 10), (50, 10), (60, 10)):
+        kinds = [example.kind for example in store.examples.replay(count, seed=0)]
+        assert len(kinds) == min(count, 50)
+        assert kinds.count("correction") == taught
+
+
 def test_review_lists_what_a_person_should_see(store: Store, new: New) -> None:
     store.examples.add(new())
     open_ = store.examples.add(new(kind="critique", target=None, state="review"))
