@@ -204,6 +204,7 @@ async def gated(box: Box, home: Home) -> Probation:
     return found
 
 
+@pytest.mark.slow
 async def test_one_that_stands_the_probation_has_proved_itself(home: Home, bundle: Bundle) -> None:
     async with running(home, bundle, OFF + "[gate]\nprobation_minutes = 0.05\n") as box:
         await gated(box, home)
@@ -215,6 +216,7 @@ async def test_one_that_stands_the_probation_has_proved_itself(home: Home, bundl
         assert box.named("adapter.withdrawn") == []
 
 
+@pytest.mark.slow
 async def test_what_answers_otherwise_than_in_the_gate_is_withdrawn(home: Home, bundle: Bundle) -> None:
     async with running(home, bundle, OFF) as box:
         found = await gated(box, home)
