@@ -29,7 +29,8 @@ WARMUP = 0.1  # share of the steps
 LEAST_VISITS = 8  # of a taught example, however little it weighs
 REPLAYED = 1 / 3  # of the weight of a taught example counts when it is repeated: it is known already
 REJECTED_VISITS = 4  # of a rejected answer
-REHEARSED = (60, 200)  # paragraphs and questions
+ANCHORED = (80, 160)  # paragraphs and questions
+REHEARSED = (24, 120)
 JUDGED = (12, 36)
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -73,10 +74,10 @@ class Training:
         ]
         # What the scale is judged on must not be what the drift was held down on.
         rehearse, judge = rehearsal.split()
-        self._ordinary = [visit.tokens for visit in rehearsal_visits(rehearse, tokenizer)]
+        ordinary = rehearsal_visits(rehearse.sample(*ANCHORED, random.Random(0)), tokenizer)
+        judged = rehearsal_visits(judge.sample(*JUDGED, random.Random(0)), tokenizer)
         self._rehearsal = rehearsal_visits(rehearse.sample(*REHEARSED, self._rng), tokenizer)
-        judged = judge.sample(*JUDGED, random.Random(0))
-        self._judge = [visit.tokens for visit in rehearsal_visits(judged, tokenizer)]
+        self._ordinary, self._judge = ([visit.tokens for visit in some] for some in (ordinary, judged))
 
     def run(self) -> Outcome:
         """Train the learner's adapter."""
