@@ -144,8 +144,8 @@ def main() -> None:
                     flush=True,
                 )
     peft, ort = (next(one["losses"] for one in found if one["backend"] == name) for name in BACKENDS)
-    apart = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(peft, ort, strict=True))
-    print(f"\nLosses of {arguments.steps} steps are at most {apart:.1e} of their value apart.")
+    apart = max(abs(a - b) for a, b in zip(peft, ort, strict=True)) / statistics.mean(peft)
+    print(f"\nLosses of {arguments.steps} steps are at most {apart:.1e} of their mean apart.")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
