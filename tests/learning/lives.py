@@ -55,7 +55,7 @@ def live(arguments: list[str], death: tuple[str, int] | None) -> int:
             if death is not None and moments[death[0]] >= death[1]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    enter(Training, "run", "start")
+    enter(Training, "run", "start", "end")
     enter(Training, "_optimise", "training")
     enter(Checkpoint, "save", "checkpoint", "training")
     enter(Training, "_settle", "end")
