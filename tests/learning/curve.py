@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from safetensors.numpy import load_file
 from appliance.config import TrainConfig
 from appliance.learning.train.data import Tokens, common_prefix, tokenise
 from appliance.learning.train.learner import Learner
-from appliance.learning.train.loss import step_terms
-from appliance.learning.train.plan import Visit
+from appliance.learning.train.loss import Terms, step_terms
+from appliance.learning.train.plan import Rehearsal, Visit, rehearsal_visits
 from appliance.model.bundle import load_bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from appliance.model.tokenizer import Tokenizer
 SETTINGS = TrainConfig(rank=4, alpha=8.0, layers=0.1)
 STEPS = 11
 RESUME_AT = 8
+ANCHOR_WEIGHT = 10.0
 TEXT = "The harbour was quiet in the morning, and the ferries left one after another."
 
 
@@ -44,9 +46,16 @@ def batch(tokenizer: Tokenizer) -> list[Visit]:
     ]
 
 
-def losses(learner: Learner, visits: list[Visit]) -> dict[str, Any]:
+def ordinary(tokenizer: Tokenizer) -> list[Tokens]:
+    """More than a row of it."""
+    some = Rehearsal.load().sample(6, 6, random.Random(0))
+    return [visit.tokens for visit in rehearsal_visits(some, tokenizer)]
+
+
+def losses(learner: Learner, visits: list[Visit], ordinary: list[Tokens]) -> dict[str, Any]:
     """Of all steps, of the last ones again after a restore, and what is there in the end."""
     items = [visit.tokens for visit in visits]
+    learner.anchor(ordinary, ANCHOR_WEIGHT)
     learner.prepare(items)
     with learner.base():
         found = learner.judge(items)
@@ -60,10 +69,13 @@ def losses(learner: Learner, visits: list[Visit]) -> dict[str, Any]:
     out += [learner.learn(items, terms, 1.2e-3) for _ in range(STEPS - RESUME_AT)]
     learner.restore(state)
     again = [learner.learn(items, terms, 1.2e-3) for _ in range(STEPS - RESUME_AT)]
+    nothing = np.zeros(sum(item.answer for item in items), np.float32)
+    anchor = learner.learn(items, Terms(nothing, nothing, nothing), 0.0)
     learner.scale(0.5)
     return {
         "losses": out,
         "again": again,
+        "anchor": anchor,
         "base": [float(judged.logp.sum()) for judged in found],
         "half": [float(judged.logp.sum()) for judged in learner.judge(items)],
         "torch": "torch" in sys.modules,
@@ -85,7 +97,7 @@ def main() -> None:
         for side in "AB"
     }
     learner.start_from({name: np.asarray(array) for name, array in load_file(start).items()}, 2.0)
-    print(json.dumps({"fresh": fresh, **losses(learner, batch(tokenizer))}))
+    print(json.dumps({"fresh": fresh, **losses(learner, batch(tokenizer), ordinary(tokenizer))}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from appliance.adapters.file import Adapter, read_adapter
 from appliance.config import TrainConfig
 from appliance.engine.offline import OfflineModel
 from appliance.learning.backend import trainer_program
+from appliance.learning.train.anchor import DIRECTIONS, Moments
 from appliance.learning.train.data import Example, Tokens, common_prefix, load_examples, tokenise
 from appliance.learning.train.loss import Terms, step_terms
 from appliance.learning.train.peft_learner import PeftLearner
@@ -237,6 +238,52 @@ def test_an_earlier_adapter_is_taken_over_whatever_its_rank() -> None:
         with smaller.base():
             base = smaller.hidden(item)[0]
         assert (smaller.hidden(item)[0] - wanted).norm() < (base - wanted).norm()
+
+
+def given(whole: Any, module: str, items: list[Tokens]) -> torch.Tensor:
+    """What the module gets in each sequence by itself, [tokens, inputs]."""
+    kept: list[torch.Tensor] = []
+    hook = whole.get_submodule(module).register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+    with torch.no_grad():
+        for item in items:
+            whole(torch.tensor([item.ids]))
+    hook.remove()
+    return torch.cat(kept)
+
+
+def test_the_anchor_is_how_far_the_adapter_moves_the_outputs_on_ordinary_text() -> None:
+    learner, whole = small_learner()
+    random = np.random.default_rng(0)
+    learner.start_from(
+        {name: random.normal(size=value.shape) for name, value in learner.adapter().items()}, 2.0
+    )
+    # Fewer tokens than directions that are kept, so nothing of them is lost.
+    ordinary = [Tokens((5, 6, 7, 8), 1), Tokens((9, 10, 11), 1), Tokens((5, 40, 41, 42, 43), 1)]
+    moved = 0.0
+    for name, a in learner.adapter().items():
+        if "lora_A" in name:
+            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            change = 2.0 * learner.adapter()[name.replace("lora_A", "lora_B")] @ a
+            inputs = given(whole, module, ordinary).numpy()
+            outputs = inputs @ whole.get_submodule(module).weight.detach().numpy().T
+            moved += float(np.square(inputs @ change.T).sum() / np.square(outputs).sum())
+    assert moved > 1
+    learner.anchor(ordinary, 0.5)
+    batch = [Tokens((5, 6, 7, 8), 2)]
+    assert learner.learn(batch, one_term(batch), 0.0) == pytest.approx(0.5 * moved, rel=1e-3)
+
+
+def test_of_the_inputs_that_the_anchor_does_not_hold_it_keeps_the_size() -> None:
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((3000, 400)) * np.geomspace(10, 0.1, 400)
+    inputs = inputs.astype(np.float32)
+    moments = Moments.of(inputs.T @ inputs, len(inputs))
+    assert moments.main.shape == (DIRECTIONS, 400)
+    assert moments.output(np.eye(400, dtype=np.float32)) == pytest.approx(
+        np.square(inputs).sum(1).mean(), rel=1e-4
+    )
+    weight = random.standard_normal((50, 400)).astype(np.float32)
+    assert moments.output(weight) == pytest.approx(np.square(inputs @ weight.T).sum(1).mean(), rel=1e-2)
 
 
 # --- the program

@@ -24,6 +24,12 @@ SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Linear modules that are given what another one of their layer is given."""
 
 
+def measured(module: str) -> str:
+    """The module, by its name in the checkpoint, whose inputs are also those of this one."""
+    place, _, name = module.rpartition(".")
+    return f"{place}.{SAME_INPUT.get(name, name)}"
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Second moments of a layer's inputs, nearly: `main^T main + rest * identity`.

@@ -7,7 +7,7 @@ sequence never changes, so it is computed once and kept.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +25,9 @@ from appliance.learning.train.anchor import SAME_INPUT, Moments
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.learner import LINEARS
 from appliance.learning.train.lineage import continued
-from appliance.learning.train.packing import Row, begins
+from appliance.learning.train.packing import Row, begins, groups
 
 Matrix = npt.NDArray[np.float32]
-ROW_TOKENS = 512  # of a row when nothing is learnt from it
 ADAPTER = "default"  # PEFT's name of it
 
 
@@ -112,7 +111,7 @@ class Network:
     @torch.no_grad()
     def anchored(self, ordinary: Sequence[Tokens]) -> list[Anchored]:
         """The linear layers with an adapter, and what they are given in these sequences by the bare base."""
-        rows = [Row(group, self._prefix) for group in _rows(ordinary)]
+        rows = [Row(group, self._prefix) for group in groups(item.ids for item in ordinary)]
         embed = self._model.embed_tokens
         out = []
         with self.base():
@@ -233,15 +232,3 @@ class _Inputs:
         share = module.scaling[ADAPTER] ** 2 / moments.output(module.base_layer.weight.numpy())
         a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
         return Anchored(a, b, torch.from_numpy(moments.main), moments.rest, share)
-
-
-def _rows(items: Sequence[Tokens]) -> Iterator[list[tuple[int, ...]]]:
-    """Sequences in groups of about `ROW_TOKENS`."""
-    group: list[tuple[int, ...]] = []
-    for item in items:
-        group.append(item.ids)
-        if sum(map(len, group)) >= ROW_TOKENS:
-            yield group
-            group = []
-    if group:
-        yield group

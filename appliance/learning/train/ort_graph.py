@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from appliance.adapters.file import tensor_key
+from appliance.learning.train.anchor import measured
 
 Matrix = npt.NDArray[np.float32]
 Shape = Sequence[int | str]
@@ -111,8 +112,30 @@ class Llama:
         return {**norms, **{f"{name}.weight": shape for name, shape in self.linears(layer).items()}}
 
 
-def layer_graph(llama: Llama) -> onnx.ModelProto:
-    """One layer without an adapter, its weights called as those of layer 0: `state` -> `out`."""
+@dataclass(frozen=True)
+class Anchor:
+    """What a linear module is held by.
+
+    Attributes:
+        rest: see `Moments`.
+        factor: of the change of its output, in the loss.
+    """
+
+    rest: float
+    factor: float
+
+
+def moments_input(module: str) -> str:
+    """What a graph calls `Moments.main` of the module's inputs; those given the same share it."""
+    return f"{measured(module)}.moments"
+
+
+def layer_graph(llama: Llama, *, moments: bool = False) -> onnx.ModelProto:
+    """One layer without an adapter, its weights called as those of layer 0: `state` -> `out`.
+
+    With `moments` there are also the sums of x x^T over what its linear modules are given in the row,
+    [inputs, inputs] each, by their `moments_input`.
+    """
     graph = _Graph(llama)
     graph.inputs("state", ("tokens", llama.hidden))
     graph.row()
@@ -120,10 +143,18 @@ def layer_graph(llama: Llama) -> onnx.ModelProto:
     state = graph.layer("state", 0, adapted=False)
     graph.node("Identity", state, out="out")
     graph.output("out", ("tokens", llama.hidden))
+    if moments:
+        for module, (_, inputs) in llama.linears(0).items():
+            if measured(module) == module:
+                given = graph.given[module]
+                graph.node("Gemm", given, given, out=moments_input(module), transA=1)
+                graph.output(moments_input(module), (inputs, inputs))
     return graph.model()
 
 
-def training_graph(llama: Llama, first: int, adapter: Mapping[str, Matrix]) -> onnx.ModelProto:
+def training_graph(
+    llama: Llama, first: int, adapter: Mapping[str, Matrix], anchors: Mapping[str, Anchor]
+) -> onnx.ModelProto:
     """The layers from `first` on with an adapter, the head, and the loss of a step.
 
     Inputs, with `answers` for the positions that predict an answer token, and `kept` for those of
@@ -139,6 +170,8 @@ def training_graph(llama: Llama, first: int, adapter: Mapping[str, Matrix]) -> o
         kept             [kept] places within the answers
         reference        [kept, hidden] hidden states to stay near
         keep             [kept] factors of the divergence from them
+
+    and for the modules in `anchors` their `moments_input`, [directions, inputs].
 
     Outputs: `loss`; `logp` [answers], log probabilities of the targets; `hidden` [answers, hidden].
     """
@@ -159,6 +192,9 @@ def training_graph(llama: Llama, first: int, adapter: Mapping[str, Matrix]) -> o
     graph.weights({"model.norm.weight": (llama.hidden,), head: (llama.vocabulary, llama.hidden)})
     for name, matrix in adapter.items():
         graph.parameter(name, matrix)
+    for module in dict.fromkeys(map(measured, anchors)):
+        _, inputs = llama.linears(int(module.split(".")[2]))[module]
+        graph.inputs(moments_input(module), ("directions_" + module, inputs))
 
     state = "state"
     for layer in range(first, llama.layers):
@@ -178,7 +214,10 @@ def training_graph(llama: Llama, first: int, adapter: Mapping[str, Matrix]) -> o
         "ReduceSum", graph.node("Mul", graph.node("Exp", theirs), apart), graph.ints(1), keepdims=0
     )
     drift = graph.total(graph.node("Mul", each, "keep"))
-    loss = graph.node("Sub", graph.node("Add", pushed, drift), learn, out="loss")
+    held = graph.node("Add", pushed, drift)
+    for module, anchor in anchors.items():
+        held = graph.node("Add", held, graph.moved(module, anchor))
+    loss = graph.node("Sub", held, learn, out="loss")
     graph.output(loss, ())
     graph.output(logp, ("answers",))
     graph.output(hidden, ("answers", llama.hidden))
@@ -186,7 +225,11 @@ def training_graph(llama: Llama, first: int, adapter: Mapping[str, Matrix]) -> o
 
 
 class _Graph:
-    """A graph as it grows. Methods that add nodes return the name of what they compute."""
+    """A graph as it grows. Methods that add nodes return the name of what they compute.
+
+    Attributes:
+        given: what each linear module is given.
+    """
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
@@ -195,6 +238,7 @@ class _Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._known: list[onnx.ValueInfoProto] = []
         self._initial: dict[str, onnx.TensorProto] = {}
+        self.given: dict[str, str] = {}
 
     def model(self) -> onnx.ModelProto:
         graph = helper.make_graph(
@@ -260,11 +304,23 @@ class _Graph:
 
     def adapted(self, state: str, module: str, *, adapted: bool) -> str:
         """A linear module, with its LoRA matrices as PEFT has them."""
+        self.given[module] = state
         plain = self.linear(state, f"{module}.weight")
         if not adapted:
             return plain
         inner = self.node("Mul", self.linear(state, tensor_key(module, "A")), "scale")
         return self.node("Add", plain, self.linear(inner, tensor_key(module, "B")))
+
+    def moved(self, module: str, anchor: Anchor) -> str:
+        """What a linear module's adapter changes of ordinary text, as in `anchor.py`, times the factor."""
+        a, b = tensor_key(module, "A"), tensor_key(module, "B")
+        seen = self.linear(a, moments_input(module))
+        rest = self.node("Mul", self.linear(a, a), self.number(anchor.rest))
+        inner = self.node("Add", self.linear(seen, seen), rest)
+        change = self.node("Mul", self.node("Gemm", b, b, transA=1), inner)
+        return self.node(
+            "Mul", self.node("ReduceSum", change, self.ints(0, 1), keepdims=0), self.number(anchor.factor)
+        )
 
     def layer(self, state: str, layer: int, *, adapted: bool) -> str:
         place = f"model.layers.{layer}"

@@ -16,16 +16,16 @@ import numpy.typing as npt
 import onnxruntime
 
 from appliance.adapters.file import tensor_key
+from appliance.learning.train.anchor import Moments, measured
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.learner import Judged, Matrix
 from appliance.learning.train.lineage import continued
 from appliance.learning.train.loss import Terms
-from appliance.learning.train.ort_graph import Llama, layer_graph, training_graph
-from appliance.learning.train.ort_session import TrainingSession, session_options, value
-from appliance.learning.train.packing import Row, begins
+from appliance.learning.train.ort_graph import Anchor, Llama, layer_graph, moments_input, training_graph
+from appliance.learning.train.ort_session import Inputs, TrainingSession, session_options, value
+from appliance.learning.train.packing import Row, begins, groups
 
 BLOCKED = np.float32(-1e9)
-BELOW_TOKENS = 512  # of a row when only the lower layers are computed
 
 
 class OrtLearner:
@@ -66,32 +66,40 @@ class OrtLearner:
         self._weights = dict(weights)
         weights.clear()
         self._below: dict[tuple[int, ...], Matrix] = {}
-        options = session_options(threads)
-        self._layer = onnxruntime.InferenceSession(layer_graph(llama).SerializeToString(), options)
-        adapter = _fresh(llama, self._first, rank, seed)
-        graph = training_graph(llama, self._first, adapter)
-        self._session = TrainingSession(graph, set(adapter), options)
-        names = {entry.name for entry in graph.graph.input}
-        self._frozen = {
-            name: value(array, copy=False) for name, array in self._weights.items() if name in names
-        }
+        self._options = session_options(threads)
+        self._layer = onnxruntime.InferenceSession(layer_graph(llama).SerializeToString(), self._options)
+        self._anchors: dict[str, Anchor] = {}
+        self._moments: Inputs = {}
+        self._start = _fresh(llama, self._first, rank, seed)
+        self._opened: TrainingSession | None = None
+        self._frozen: Inputs = {}
 
     def size(self, item: Tokens) -> int:
         return len(item.ids) - (len(self._prefix) if begins(item.ids, self._prefix) else 0)
 
     def prepare(self, items: Sequence[Tokens]) -> None:
         """Compute what is below the adapter for all, and let go of the weights there."""
-        group: list[tuple[int, ...]] = []
-        for ids in dict.fromkeys(item.ids for item in items):
-            group.append(ids)
-            if sum(map(len, group)) >= BELOW_TOKENS:
-                self._keep_below(group)
-                group = []
-        self._keep_below(group)
+        for group in groups(dict.fromkeys(item.ids for item in items)):
+            self._keep_below(group)
         for layer in range(self._first):
             for name in self._llama.weights(layer):
                 self._weights.pop(name, None)
         _return_free_memory()
+
+    def anchor(self, ordinary: Sequence[Tokens], weight: float) -> None:
+        self._begin(self.adapter())
+        self._moments = {}
+        rows = [Row(group, self._prefix) for group in groups(item.ids for item in ordinary)]
+        states = [self._state_below(row) for row in rows]
+        graph = layer_graph(self._llama, moments=True)
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), self._options)
+        for layer in range(self._first, self._llama.layers):  # one by one, for the sums are large
+            moments = self._measure(session, layer, rows, states)
+            for module in self._llama.linears(layer):
+                found = moments[measured(module)]
+                share = self._full**2 / found.output(self._weights[f"{module}.weight"])
+                self._anchors[module] = Anchor(found.rest, weight * share)
+            self._moments |= {moments_input(name): value(found.main) for name, found in moments.items()}
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -117,17 +125,66 @@ class OrtLearner:
                 self._session.set(name, matrix * np.float32(factor))
 
     def adapter(self) -> dict[str, Matrix]:
-        return self._session.parameters()
+        return dict(self._start) if self._opened is None else self._opened.parameters()
 
     def start_from(self, tensors: Mapping[str, Matrix], scale: float) -> None:
-        for name, matrix in continued(self.adapter(), tensors, self._rank, scale / self._full).items():
-            self._session.set(name, matrix)
+        self._begin(continued(self.adapter(), tensors, self._rank, scale / self._full))
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         return {"session": np.frombuffer(self._session.state(), np.uint8)}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         self._session.restore(state["session"].tobytes())
+
+    def _begin(self, adapter: Mapping[str, Matrix]) -> None:
+        """Start from this adapter, with nothing learnt yet."""
+        self._start, self._opened = dict(adapter), None
+
+    @property
+    def _session(self) -> TrainingSession:
+        """Made at first use, for what is in its graph depends on `anchor`."""
+        if self._opened is None:
+            graph = training_graph(self._llama, self._first, self._start, self._anchors)
+            names = {entry.name for entry in graph.graph.input}
+            weights = {name: array for name, array in self._weights.items() if name in names}
+            self._frozen = {name: value(array, copy=False) for name, array in weights.items()}
+            self._frozen |= self._moments
+            self._opened = TrainingSession(graph, set(self._start), self._options)
+            self._start = {}
+        return self._opened
+
+    def _measure(
+        self, session: onnxruntime.InferenceSession, layer: int, rows: Sequence[Row], states: list[Matrix]
+    ) -> dict[str, Moments]:
+        """Of what the layer's linear modules are given, with the rows' states below; they move above it."""
+        totals = {
+            module: np.zeros((inputs, inputs), np.float32)
+            for module, (_, inputs) in self._llama.linears(layer).items()
+            if measured(module) == module
+        }
+        called = [module for module in self._llama.linears(0) if measured(module) == module]
+        wanted = ["out", *map(moments_input, called)]
+        weights = self._layer_weights(layer)
+        for at, row in enumerate(rows):
+            given = {"state": states[at], **self._row(row), **weights}
+            states[at], *sums = session.run(wanted, given)
+            for total, part in zip(totals.values(), sums, strict=True):
+                total += part
+        count = sum(map(len, states))
+        return {module: Moments.of(total, count) for module, total in totals.items()}
+
+    def _layer_weights(self, layer: int) -> dict[str, Matrix]:
+        """As the graph of one layer calls them."""
+        names = zip(self._llama.weights(0), self._llama.weights(layer), strict=True)
+        return {name: self._weights[own] for name, own in names}
+
+    def _state_below(self, row: Row) -> Matrix:
+        """Input of the first layer with an adapter, [tokens, hidden]."""
+        given = self._row(row)
+        state = self._weights["model.embed_tokens.weight"][row.ids]
+        for layer in range(self._first):
+            (state,) = self._layer.run(["out"], {"state": state, **given, **self._layer_weights(layer)})
+        return state
 
     def _inputs(self, batch: Sequence[Tokens], terms: Terms) -> dict[str, Any]:
         sequences = [item.ids for item in batch]
@@ -164,12 +221,7 @@ class OrtLearner:
         if not fresh:
             return
         row = Row(fresh, self._prefix)
-        given = self._row(row)
-        state = self._weights["model.embed_tokens.weight"][row.ids]
-        for layer in range(self._first):
-            names = zip(self._llama.weights(0), self._llama.weights(layer), strict=True)
-            weights = {name: self._weights[own] for name, own in names}
-            (state,) = self._layer.run(["out"], {"state": state, **given, **weights})
+        state = self._state_below(row)
         for key, end, length in zip(row.keys, row.ends, row.lengths, strict=True):
             self._below[key] = state[end - length : end].copy()  # a view would keep the whole row alive
 

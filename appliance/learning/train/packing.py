@@ -7,9 +7,23 @@ begin with it attend to it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+ROW_TOKENS = 512  # of a row when nothing is learnt from it
+
+
+def groups(sequences: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Sequences for rows of about `ROW_TOKENS`, in their order."""
+    group: list[tuple[int, ...]] = []
+    for ids in sequences:
+        group.append(ids)
+        if sum(map(len, group)) >= ROW_TOKENS:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def begins(ids: tuple[int, ...], prefix: tuple[int, ...]) -> bool:
