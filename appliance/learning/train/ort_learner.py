@@ -69,10 +69,9 @@ class OrtLearner:
         self._options = session_options(threads)
         self._layer = onnxruntime.InferenceSession(layer_graph(llama).SerializeToString(), self._options)
         self._anchors: dict[str, Anchor] = {}
-        self._moments: Inputs = {}
+        self._moments: dict[str, onnxruntime.OrtValue] = {}
         self._start = _fresh(llama, self._first, rank, seed)
         self._opened: TrainingSession | None = None
-        self._frozen: Inputs = {}
 
     def size(self, item: Tokens) -> int:
         return len(item.ids) - (len(self._prefix) if begins(item.ids, self._prefix) else 0)
@@ -147,9 +146,10 @@ class OrtLearner:
             graph = training_graph(self._llama, self._first, self._start, self._anchors)
             names = {entry.name for entry in graph.graph.input}
             weights = {name: array for name, array in self._weights.items() if name in names}
-            self._frozen = {name: value(array, copy=False) for name, array in weights.items()}
-            self._frozen |= self._moments
-            self._opened = TrainingSession(graph, set(self._start), self._options)
+            frozen = {name: value(array, copy=False) for name, array in weights.items()}
+            self._opened = TrainingSession(
+                graph, set(self._start), {**frozen, **self._moments}, self._options
+            )
             self._start = {}
         return self._opened
 
@@ -186,7 +186,7 @@ class OrtLearner:
             (state,) = self._layer.run(["out"], {"state": state, **given, **self._layer_weights(layer)})
         return state
 
-    def _inputs(self, batch: Sequence[Tokens], terms: Terms) -> dict[str, Any]:
+    def _inputs(self, batch: Sequence[Tokens], terms: Terms) -> Inputs:
         sequences = [item.ids for item in batch]
         self._keep_below(sequences)
         row = Row(sequences, self._prefix)
@@ -204,7 +204,7 @@ class OrtLearner:
         if not len(terms.kept):  # no place for nothing in a graph: one position, and it counts nothing
             given["kept"], given["keep"] = np.zeros(1, np.int64), np.zeros(1, np.float32)
             given["reference"] = np.zeros((1, self._llama.hidden), np.float32)
-        return {**self._frozen, **{name: value(array) for name, array in given.items()}}
+        return {name: value(array) for name, array in given.items()}
 
     def _row(self, row: Row) -> dict[str, Matrix]:
         angles = (row.positions[:, None] * self._llama.frequencies)[:, None, :]

@@ -66,11 +66,19 @@ def value(array: npt.NDArray[Any], *, copy: bool = True) -> OrtValue:
 
 
 class TrainingSession:
-    """The graph's initializers with a name in `trainable` are trained to lower its first output."""
+    """The graph's initializers with a name in `trainable` are trained to lower its first output.
+
+    Of its inputs those in `frozen` are the same in every run.
+    """
 
     def __init__(
-        self, model: onnx.ModelProto, trainable: set[str], options: onnxruntime.SessionOptions
+        self,
+        model: onnx.ModelProto,
+        trainable: set[str],
+        frozen: Inputs,
+        options: onnxruntime.SessionOptions,
     ) -> None:
+        self._frozen = frozen
         self._options = options
         block = _Block()
         for name in trainable:
@@ -87,7 +95,7 @@ class TrainingSession:
         self._inputs = [name for name in self._module.input_names() if name not in trainable]
 
     def judge(self, inputs: Inputs) -> list[npt.NDArray[Any]]:
-        """The graph's outputs."""
+        """The graph's outputs for the inputs that are not frozen."""
         self._module.eval()
         return self._run(inputs)
 
@@ -129,7 +137,8 @@ class TrainingSession:
             self._open(path)
 
     def _run(self, inputs: Inputs) -> list[npt.NDArray[Any]]:
-        return [output.numpy() for output in self._module(*(inputs[name] for name in self._inputs))]
+        given = {**self._frozen, **inputs}
+        return [output.numpy() for output in self._module(*(given[name] for name in self._inputs))]
 
     def _open(self, checkpoint: Path) -> None:
         paths = {name: checkpoint.with_name(name) for name in self._graphs}
