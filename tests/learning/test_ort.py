@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,30 @@ def test_the_program_does_what_the_other_does(python: str, tiny: Bundle, tmp_pat
     before = model.logprobs(prompt, answer)
     model.use(adapter)
     assert np.abs(model.logprobs(prompt, answer) - before).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_ends_with_the_same(python: str, tiny: Bundle, tmp_path: Path) -> None:
+    program = [python, "-m", "appliance.learning.train.ort"]
+    settings = {**TINY, "checkpoint_seconds": 0}
+    done = run_trainer(tmp_path / "whole", tiny, ROWS, None, program, **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    command = [str(part).replace(str(tmp_path / "whole"), str(tmp_path)) for part in done.args]
+    for name in ("examples.jsonl", "train.json"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path)
+    command += ["--checkpoint", str(tmp_path / "checkpoint.safetensors")]
+    for lines in (6, 9):  # a start, perhaps a resumption, and some steps
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert len([process.stdout.readline() for _ in range(lines)]) == lines
+            process.kill()
+    last = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert last.returncode == 0, last.stderr[-3000:]
+    resumed = json.loads(last.stdout.splitlines()[1])
+    assert resumed["event"] == "resumed"
+    assert resumed["step"] >= 9
+    whole, cut = (load_file(place / "out.safetensors") for place in (tmp_path / "whole", tmp_path))
+    assert all(np.array_equal(whole[key], cut[key]) for key in whole)
 
 
 def test_what_it_cannot_train_it_says(python: str, tmp_path: Path) -> None:
