@@ -67,7 +67,16 @@ class Box:
         events = EventBus()
         self._collector = Collector(self.store, self._config, events)
         self._registry = Registry(home, bundle.manifest)
-        self._runner = Runner(home, self._config, self.store, self._registry, bundle, self._promote, events)
+        self._runner = Runner(
+            home,
+            self._config,
+            self.store,
+            self._registry,
+            bundle,
+            self._promote,
+            events,
+            try_out=lambda *_: None,
+        )
         self._exchanges = 0
 
     def close(self) -> None:

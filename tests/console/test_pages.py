@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from browsing import DESKTOP, FIRST, NASTY, PHONE, SCREENSHOTS, SECOND, opened, violations
 from daemons import Daemon
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Route, TimeoutError, expect
 
 from appliance.store.owner import set_password
 
@@ -129,9 +129,14 @@ def test_a_note_becomes_a_draft_to_review(box: Daemon, open_page: OpenPage) -> N
 
 def test_stopping_an_answer(box: Daemon, open_page: OpenPage) -> None:
     page = open_page(box.url)
-    page.get_by_label("Message").fill("Write a very long story about the sea.")
-    page.keyboard.press("Enter")
-    page.get_by_role("button", name="Stop", exact=True).click()
+    for _ in range(5):
+        page.get_by_label("Message").fill("Write a very long story about the sea.")
+        page.keyboard.press("Enter")
+        try:
+            page.get_by_role("button", name="Stop", exact=True).click(timeout=5000)
+            break
+        except TimeoutError:  # the answer was there before the hand was, on a busy machine
+            expect(page.get_by_role("button", name="Send")).to_be_visible()
     expect(page.locator("#transcript")).to_contain_text("(stopped)")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 

@@ -21,6 +21,7 @@ CONFIG = """
 auto_train_threshold = 100
 [train]
 threads = 2
+nice = 0
 [resources]
 max_load_per_core = 100
 min_free_memory_mb = 0

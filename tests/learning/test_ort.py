@@ -14,9 +14,6 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 from click.testing import CliRunner
-from learning.box import add_correction, make_adapter, running
-from learning.curve import RESUME_AT
-from learning.test_trainer import ROWS, run_trainer
 from safetensors.numpy import load_file
 
 from appliance.adapters.file import read_adapter
@@ -30,6 +27,10 @@ from appliance.learning.train.learner import LINEARS
 from appliance.model.bundle import Bundle
 from appliance.model.importer import import_model
 from appliance.model.tokenizer import Tokenizer
+
+from .box import add_correction, make_adapter, running
+from .curve import RESUME_AT
+from .test_trainer import ROWS, run_trainer
 
 CURVE = Path(__file__).with_name("curve.py")
 TINY: dict[str, Any] = {"layers": 0.5, "rank": 4, "alpha": 8.0, "epochs": 1, "batch_tokens": 1024, "nice": 0}

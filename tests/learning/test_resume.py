@@ -64,7 +64,7 @@ def live(trainer: list[str], lives: list[tuple[str, int] | None]) -> list[dict[s
 
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_if_it_had_not_been(tmp_path: Path, bundle: Bundle) -> None:
-    quick = {"layers": 0.2, "epochs": 2, "batch_tokens": 32, "nice": 0, "checkpoint_seconds": 0}
+    quick = {"layers": 0.2, "epochs": 2, "batch_tokens": 28, "nice": 0, "checkpoint_seconds": 0}
     (whole,) = live(arguments(tmp_path / "whole", bundle, **quick), [None])
     assert whole["life"] == 0
     events = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]

@@ -121,7 +121,9 @@ def test_a_program_that_stands_still_can_be_stopped(tmp_path: Path) -> None:
 
 def test_it_does_not_outlive_the_daemon_standing_still(tmp_path: Path) -> None:
     daemon = f"""
+import signal
 from pathlib import Path
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # should the tests run under nohup
 from appliance.learning.child import Child, ChildStopped, Limits
 from appliance.learning.yielding import Yielding
 Child(Yielding(lambda: True, 0.01)).run(
