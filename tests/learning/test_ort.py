@@ -89,7 +89,8 @@ def test_the_program_does_what_the_other_does(python: str, tiny: Bundle, tmp_pat
     start = make_adapter(tmp_path / "start.safetensors", tiny, scale=1e-2, modules=LINEARS)
     ort = trainer_program(TrainConfig(backend="ort"))
     assert ort[0] == python
-    programs = {"peft": trainer_program(TrainConfig()), "ort": ort, "again": ort}
+    peft = trainer_program(TrainConfig())
+    programs = {"peft": peft, "peft again": peft, "ort": ort, "ort again": ort}
     events, adapters = {}, {}
     for name, program in programs.items():
         done = run_trainer(tmp_path / name, tiny, ROWS, start, program, **TINY)
@@ -107,7 +108,8 @@ def test_the_program_does_what_the_other_does(python: str, tiny: Bundle, tmp_pat
             assert other[key] == near, key
     assert adapters["peft"].keys() == adapters["ort"].keys()
     for key, matrix in adapters["ort"].items():
-        assert np.array_equal(matrix, adapters["again"][key]), "not repeatable"
+        for name in ("peft", "ort"):
+            assert np.array_equal(adapters[name][key], adapters[f"{name} again"][key]), "not repeatable"
         np.testing.assert_allclose(matrix, adapters["peft"][key], atol=2e-3)
 
     adapter = read_adapter(tmp_path / "ort" / "out.safetensors", tiny.manifest)

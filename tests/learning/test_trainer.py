@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from appliance.adapters.file import Adapter, read_adapter
 from appliance.config import TrainConfig
@@ -369,12 +368,6 @@ def test_it_teaches_and_the_rejected_answer_gains_nothing(
     model.use(adapter)
     assert score(model, tokenizer, ANSWER) > right + 2
     assert score(model, tokenizer, WRONG) < wrong
-
-    again = run_trainer(tmp_path / "again", bundle, ROWS, **QUICK)
-    assert again.returncode == 0, again.stderr[-3000:]
-    one, two = load_file(tmp_path / "out.safetensors"), load_file(tmp_path / "again" / "out.safetensors")
-    assert one.keys() == two.keys()
-    assert all(np.array_equal(one[name], two[name]) for name in one), "not repeatable"
 
     onward = run_trainer(tmp_path / "onward", bundle, ROWS[1:], tmp_path / "out.safetensors", **QUICK)
     assert onward.returncode == 0, onward.stderr[-3000:]
