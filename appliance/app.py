@@ -258,7 +258,7 @@ def configure_logging(home: Home, level: str) -> None:
         handlers=[logging.StreamHandler(), file],
         force=True,
     )
-    for noisy in ("asyncio", "watchfiles", "sanic.access"):
+    for noisy in ("asyncio", "apscheduler", "watchfiles", "sanic.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
