@@ -161,11 +161,7 @@ class Learning:
             InvalidRequest: the queue is empty.
         """
         with self._lock:
-            if self._busy:
-                progress = self._runner.progress
-                raise Conflict(
-                    f"{progress.id} is going on." if progress else "A run is just ending; try again."
-                )
+            self._refuse_if_busy(".")
             if not self._store.examples.count("pending"):
                 raise InvalidRequest("The queue is empty: there is nothing to train on.")
             deferral = self._shortage(person=True)
@@ -246,15 +242,17 @@ class Learning:
     def _hold_runs(self) -> None:
         """Let no run begin until `_idle`."""
         with self._lock:
-            if self._busy:
-                progress = self._runner.progress
-                raise Conflict(
-                    f"{progress.id} is going on, and may hold what is to be forgotten: try again when it has "
-                    "ended, or cancel it first."
-                    if progress
-                    else "A run is just ending; try again."
-                )
+            self._refuse_if_busy(
+                ", and may hold what is to be forgotten: try again when it has ended, or cancel it first."
+            )
             self._busy = True
+
+    def _refuse_if_busy(self, more: str) -> None:
+        if self._busy:
+            progress = self._runner.progress
+            raise Conflict(
+                f"{progress.id} is going on{more}" if progress else "A run is just ending; try again."
+            )
 
     def _finish_forgetting(self) -> None:
         try:
@@ -275,7 +273,7 @@ class Learning:
         if not path.exists():
             if await asyncio.to_thread(self._dropped.vanished, path):
                 logger.warning("%s was removed while in service", path.name)
-                await self._switch.rollback("appliance", reason="its file was removed")
+                await self._switch.rollback(APPLIANCE, reason="its file was removed")
             return
         if not await asyncio.to_thread(self._dropped.known, path):
             future = self._submit(lambda: self._judge_dropped(path, fresh))

@@ -23,13 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.numpy import load_file
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -40,6 +37,8 @@ from transformers import (
 from appliance.adapters.file import AdapterMeta, write_adapter
 from appliance.config import TrainConfig
 from appliance.learning.train.data import common_prefix, load_examples, tokenise
+from appliance.learning.train.network import load_llama
+from appliance.learning.train.program import peak_mb
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
@@ -88,28 +87,13 @@ def rows(bundle: Bundle, examples: Path) -> list[dict[str, torch.Tensor]]:
 
 def model(bundle: Bundle, parent: Path | None) -> torch.nn.Module:
     """The served weights with an adapter on them, fresh or from a file."""
-    config, weights = load_checkpoint(bundle)
-    llama = LlamaConfig(**config)
-    with torch.device("meta"):
-        base = LlamaForCausalLM(llama)
-    state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}
-    if llama.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    base.load_state_dict(state, assign=True)
-    base.tie_weights()
-    base.model.rotary_emb = type(base.model.rotary_emb)(llama)
+    base = load_llama(*load_checkpoint(bundle))
     lora = LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=list(ATTENTION), task_type="CAUSAL_LM")
     tuned = get_peft_model(base, lora)
     if parent is not None:
         loaded = {name: torch.from_numpy(array) for name, array in load_file(parent).items()}
         set_peft_model_state_dict(tuned, loaded)
     return tuned
-
-
-def peak_mb() -> int:
-    """Largest resident memory so far. Not `ru_maxrss`: that is at least what the starting process had."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> None:

@@ -31,6 +31,20 @@ Matrix = npt.NDArray[np.float32]
 ADAPTER = "default"  # PEFT's name of it
 
 
+def load_llama(config: Mapping[str, Any], state: Mapping[str, Matrix]) -> LlamaForCausalLM:
+    """The model of a checkpoint's `config.json` and weights, whose memory is taken over, not copied."""
+    llama = LlamaConfig(**{**config, "attn_implementation": "sdpa"})
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
+    if llama.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(llama)
+    return model
+
+
 class Network:
     """A Llama checkpoint with one trainable adapter."""
 
@@ -54,16 +68,8 @@ class Network:
             layers: share of the layers, counted from the top, that get an adapter.
             prefix: the tokens that most sequences begin with.
         """
-        llama = LlamaConfig(**{**config, "attn_implementation": "sdpa"})
-        with torch.device("meta"):
-            model = LlamaForCausalLM(llama)
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
-        if llama.tie_word_embeddings:
-            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-        model.load_state_dict(tensors, assign=True)
-        model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(llama)
-        total = llama.num_hidden_layers
+        model = load_llama(config, state)
+        total = model.config.num_hidden_layers
         self.first = total - max(1, round(total * layers))
         self.rank, self.alpha = rank, alpha
         lora = LoraConfig(
