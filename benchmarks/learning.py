@@ -35,10 +35,10 @@ started again replaces its rows, so a file can be filled bit by bit and `--table
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
+from ending import end_by_exception
 from lessons import collection, contradiction, drift, household, style, table
 from lessons.answers import OwnAnswers
 from lessons.bench import Bench
@@ -151,15 +151,9 @@ def _said(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value) if isinstance(value, int | str) else ""
 
 
-def _stop(*_: object) -> None:
-    """End by an exception, so that children and homes go too."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
-
-
 def main() -> None:
     options = arguments()
-    signal.signal(signal.SIGTERM, _stop)
+    end_by_exception()
     rows = load(options.table) if options.table else measure(options).rows
     print(f"\n{table.text(rows)}")
     if options.plots:

@@ -25,12 +25,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from contestants import GENAI, LLAMA, OURS, TRANSFORMERS, Contestant, contestants
+from ending import end_by_exception
 from hardware import measure_part
 from load import LoadError, Prompts
 from peers import CACHE, peers
@@ -83,15 +83,9 @@ def read_bandwidth(threads: int) -> float:
     return float(measure_part("memory", threads)["read bandwidth, GB/s"]) * 1e9
 
 
-def _stop(*_: object) -> None:
-    """End by an exception, so that servers and their homes go too; nothing interrupts that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(143)
-
-
 def main() -> None:
     options = arguments()
-    signal.signal(signal.SIGTERM, _stop)
+    end_by_exception()
     options.cache.mkdir(parents=True, exist_ok=True)
     bundle = (
         load_bundle(options.bundle)
