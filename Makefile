@@ -17,21 +17,22 @@ help:
 	@echo "make run     set up and start the daemon on $(BIND)"
 	@echo "make test    set up and run all tests          (ARGS=\"tests/cli -x\" for some)"
 	@echo "make planted bad adapters of twenty kinds at the gate; minutes, and not part of make test"
-	@echo "make ort     set up the trainer without torch  ([train] backend = \"ort\")"
+	@echo "make ort     set up the trainer without torch  (make run does that, too)"
 	@echo "make lint    ruff and mypy                     (make format mends what can be mended)"
 	@echo "make docs    write docs/config.md from the code"
 	@echo "make lock    write requirements/*.txt from pyproject.toml"
 	@echo "make peers   set up what benchmarks/serve.py compares with, in .cache/bench"
 	@echo "make clean   remove .venv, .venv-ort and caches, never your data"
 
-run: .venv/.train
+run: install
 	@echo "Console: http://$(BIND)/  (stop with Ctrl-C; your data is in $${SHAMMAH_HOME:-~/.shammah})"
 	@exec $(BIN)/shammah daemon --bind $(BIND)
 
+# Where onnxruntime-training has no package for the machine, the other trainer does the work.
 install: .venv/.train
+	@$(MAKE) --no-print-directory ort || echo "The trainer without torch could not be set up; the one with torch trains." >&2
 
 ort: .venv-ort/.done
-	@echo 'Now set backend = "ort" under [train] in config.toml.'
 
 test: .venv/.dev .venv-ort/.done browser
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

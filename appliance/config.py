@@ -89,8 +89,10 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """`[train]`: the trainer program."""
 
-    backend: Literal["peft", "ort"] = Field(
-        "peft", description="Trainer program: `peft` (torch) or `ort` (onnxruntime-training, no torch)."
+    backend: Literal["auto", "peft", "ort"] = Field(
+        "auto",
+        description="Trainer program: `ort` (onnxruntime-training, no torch), `peft` (torch), or `auto`: "
+        "`ort` where its environment is there and it knows the model, else `peft`.",
     )
     ort_python: str = Field(
         "", description="Python of the environment for `ort`; empty takes the one that `make ort` makes."

@@ -14,9 +14,10 @@ trainer and gate:
 * `drift`: ten runs in a row with 6 new facts each, asked for all facts so far after each;
   `--lineage base` starts each from base and learns everything again;
 * `contradiction`: 50 trials of one correction against ten exchanges that say something else;
-* `collection`: latency of a daemon with and without `[collect] enabled`.
+* `collection`: latency of a daemon with and without `[collect] enabled`;
+* `neighbour`: what clients of a daemon see while it trains, against the same without.
 
-After all but the last it also measures perplexity of generic text and the probe set. *Ours* is the
+After all but the last two it also measures perplexity of generic text and the probe set. *Ours* is the
 trainer with its defaults, changed by `--set`. The *plain recipe* stands for the trainer that this
 project replaces (`lessons/plain.py` says what it is); it trains on the very same batch, and its adapter
 is asked on the same runtime. It is slow: `--plain-steps N` stops it after N steps, which the table
@@ -39,7 +40,7 @@ import sys
 from pathlib import Path
 
 from ending import end_by_exception
-from lessons import collection, contradiction, drift, household, style, table
+from lessons import collection, contradiction, drift, household, neighbour, style, table
 from lessons.answers import OwnAnswers
 from lessons.bench import Bench
 from lessons.exam import Exam
@@ -51,8 +52,8 @@ from appliance.model.bundle import load_bundle
 from appliance.model.importer import import_model
 from appliance.model.source import DEFAULT
 
-SCENARIOS = (household.NAME, style.NAME, drift.NAME, contradiction.NAME, collection.NAME)
-EVERYDAY = dict(zip(SCENARIOS, (300, 100, 30, 30, 300), strict=True))
+SCENARIOS = (household.NAME, style.NAME, drift.NAME, contradiction.NAME, collection.NAME, neighbour.NAME)
+EVERYDAY = dict(zip(SCENARIOS, (300, 100, 30, 30, 300, 0), strict=True))
 TRIALS_A_RUN = 10
 
 
@@ -73,7 +74,8 @@ def arguments() -> argparse.Namespace:
     sizes.add_argument("--runs", type=int, default=10, help="of drift")
     sizes.add_argument("--new", type=int, default=6, help="facts of each run of drift")
     sizes.add_argument("--trials", type=int, default=50, help="of contradiction, ten a run")
-    sizes.add_argument("--rounds", type=int, default=3, help="of collection, all its everyday questions each")
+    sizes.add_argument("--rounds", type=int, default=3, help="of collection and neighbour")
+    sizes.add_argument("--seconds", type=float, default=45, help="of each half of a round of neighbour")
     parser.add_argument("--lineage", nargs="+", choices=("current", "base"), default=["current"])
     parser.add_argument("--bundle", type=Path, help="bundle directory (default: the default model)")
     parser.add_argument(
@@ -136,7 +138,10 @@ def _run(name: str, bench: Bench, results: Results, options: argparse.Namespace)
         contradiction.run(bench, runs=options.trials // facts, facts=facts, everyday=everyday)
     elif bench.seed == options.seeds[0]:
         results.begin(scenario=name)
-        collection.run(bench, rounds=options.rounds, everyday=everyday)
+        if name == collection.NAME:
+            collection.run(bench, rounds=options.rounds, everyday=everyday)
+        else:
+            neighbour.run(bench, rounds=options.rounds, seconds=options.seconds)
 
 
 def _say(results: Results, row: dict[str, object]) -> None:

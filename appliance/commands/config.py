@@ -73,7 +73,8 @@ def check(file: Path | None) -> None:
         raise ConfigError(
             f"model.name: no model {name!r} is imported; `shammah model list` shows those that are."
         )
-    trainer_program(settings.train)
+    if settings.train.backend != "auto":
+        trainer_program(settings.train)
     click.echo(f"{path} is good." if path.exists() else f"{path} does not exist: every key has its default.")
 
 

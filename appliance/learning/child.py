@@ -36,6 +36,10 @@ class ChildFailed(Exception):
     """The program did not do its work; the message says why, for a person."""
 
 
+class ChildTooLarge(ChildFailed):
+    """It went beyond its memory."""
+
+
 class ChildKilled(ChildFailed):
     """It died by a signal that was not ours: it may have been about to succeed."""
 
@@ -107,7 +111,8 @@ class Child:
 
         Raises:
             ChildKilled: it was killed, by a person or for want of memory, or crashed.
-            ChildFailed: it failed, or went beyond a limit.
+            ChildTooLarge: it went beyond its memory.
+            ChildFailed: it failed, or went beyond its time.
             ChildStopped: `stop` was called.
         """
         if self._stop.is_set():
@@ -175,7 +180,7 @@ class Child:
         used = resident_mb(pid)
         self.peak_mb = max(self.peak_mb, used)
         if used > limit:
-            raise ChildFailed(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
+            raise ChildTooLarge(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
 
 
 def _be_modest(pid: int, nice: int) -> None:

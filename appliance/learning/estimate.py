@@ -62,8 +62,8 @@ class Pace:
 
 def recipe(settings: TrainConfig, base_hash: str) -> str:
     """What must be alike for runs to be comparable, as text."""
-    parts = (settings.backend, settings.rank, settings.layers, settings.batch_tokens, settings.threads)
-    return " ".join(str(part) for part in (base_hash[:12], *parts))
+    size = (settings.rank, settings.layers, settings.batch_tokens, settings.max_tokens)
+    return " ".join(str(part) for part in (base_hash[:12], settings.backend, *size, settings.threads))
 
 
 def pace(runs: Sequence[Run], kind: str) -> Pace | None:
@@ -71,8 +71,8 @@ def pace(runs: Sequence[Run], kind: str) -> Pace | None:
     timed = [
         run.metrics for run in runs if run.metrics and {"train_seconds", "peak_mb"} <= run.metrics.keys()
     ]
-    # One that was cut off has trained a part of its tokens in an earlier life.
-    timed = [m for m in timed if m.get("recipe") == kind and not m.get("resumed")][:RECENT]
+    # One that was cut off has trained a part of its tokens in an earlier life; one that stopped early, not all.
+    timed = [m for m in timed if m.get("recipe") == kind and not {"resumed", "stopped"} & m.keys()][:RECENT]
     if not timed:
         return None
 

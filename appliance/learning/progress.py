@@ -135,6 +135,8 @@ class Watch:
                 self._forecast.plan(event.get("tokens"), computed)
             case "step":
                 self._metrics["loss"] = event.get("loss")
+            case "stopped":
+                self._metrics["stopped"] = step
             case "resumed":
                 pass
             case "done":

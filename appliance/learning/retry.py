@@ -4,6 +4,8 @@ Nothing an owner taught is thrown away, and no batch may keep the box busy for e
 
 * A run that *died* for good (see `resumption.py`) releases its examples; the same batch is tried
   again after a pause that doubles each time.
+  One that went beyond its memory, or that the kernel killed for want of it, keeps fewer tokens of long
+  conversations when it is tried again: those are what makes a step large.
 * A run that the gate *rejected* is tried again likewise, but with other settings, since the same
   would give the same: a lower learning rate when it made the model forget, more passes when it did
   not learn enough, another seed in both cases.
@@ -41,6 +43,9 @@ FORGETTING = frozenset(
     | {"ratings", "engine"}
 )
 """What fails in gate or probation when a model was changed too much; the rest, when it learned too little."""
+MEMORY = "memory"
+"""What failed in an attempt that needed more of it than it may have."""
+LEAST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Retry:
         not_before: Unix time.
         ids: the batch to try again; empty when there is only a pause to keep.
         attempt: number of the coming attempt.
-        failed: the gate's checks that failed in the last attempt; empty when it died.
+        failed: the gate's checks that failed in the last attempt, or `MEMORY`; empty when it died otherwise.
         saved: Unix time at which it was kept.
     """
 
@@ -162,6 +167,9 @@ def adjusted(train: TrainConfig, attempt: int, failed: Sequence[str]) -> TrainCo
     """Settings of an attempt, given what failed in the one before."""
     if attempt <= 1 or not failed:
         return train
+    if MEMORY in failed:
+        fewer = max(LEAST_TOKENS, train.max_tokens // 2 ** (attempt - 1))
+        return train.model_copy(update={"max_tokens": fewer})
     changes: dict[str, float] = {"seed": train.seed + attempt - 1}
     if FORGETTING & set(failed):
         changes["learning_rate"] = train.learning_rate / GENTLER ** (attempt - 1)

@@ -20,19 +20,26 @@ from typing import Any, Literal
 
 from appliance.adapters.file import read_adapter
 from appliance.adapters.registry import Registry
-from appliance.config import Config
+from appliance.config import Config, TrainConfig
 from appliance.errors import AdapterInvalid, Conflict, InvalidRequest, NotFound, ShammahError, Unavailable
 from appliance.events import EventBus
 from appliance.home import Home
-from appliance.learning.backend import trainer_program
+from appliance.learning.backend import decided, trainer_program
 from appliance.learning.batch import freeze_batch
-from appliance.learning.child import Child, ChildFailed, ChildStopped, kill_orphans
+from appliance.learning.child import (
+    Child,
+    ChildFailed,
+    ChildKilled,
+    ChildStopped,
+    ChildTooLarge,
+    kill_orphans,
+)
 from appliance.learning.estimate import Estimate, gate_seconds, pace, recipe
 from appliance.learning.faults import Fault
 from appliance.learning.judge import Judge
 from appliance.learning.progress import RunProgress, Tracker, Watch
 from appliance.learning.resumption import Resumption
-from appliance.learning.retry import Retry, adjusted, end_run, give_back, load_retry, save_retry
+from appliance.learning.retry import MEMORY, Retry, adjusted, end_run, give_back, load_retry, save_retry
 from appliance.learning.selection import Selection, describe, select
 from appliance.learning.trainer import (
     CANDIDATE,
@@ -121,7 +128,7 @@ class Runner:
         if self._closing:
             raise Unavailable("The box is shutting down.")
         if self._trainer is None:
-            trainer_program(self._config.train)
+            trainer_program(self._settings())
         pending = self._store.examples.pending(BATCH_LIMIT)
         if retry is not None:
             wanted = set(retry.ids)
@@ -146,7 +153,7 @@ class Runner:
 
     def estimate(self, examples: int) -> Estimate | None:
         """What a run on so many examples would take; None before the first run of this recipe."""
-        kind = recipe(self._config.train, self._bundle.manifest.base_hash)
+        kind = recipe(self._settings(), self._bundle.manifest.base_hash)
         known = pace(self._store.runs.list(RUNS_READ), kind)
         return known.estimate(examples) if known else None
 
@@ -163,6 +170,8 @@ class Runner:
                 return self._settle_untrained(run, str(nothing))
             except ChildStopped:
                 return self._cancelled(run)
+            except (ChildTooLarge, ChildKilled) as error:
+                return self._give_back(run, "failed", str(error), [MEMORY])
             except ChildFailed as error:
                 return self._give_back(run, "failed", str(error))
             except Exception as error:
@@ -221,7 +230,7 @@ class Runner:
         directory = self._directory(run)
         directory.mkdir(mode=0o700, exist_ok=True)
         retry = load_retry(self._store.settings)
-        settings = adjusted(self._config.train, run.attempt, retry.failed if retry else ())
+        settings = adjusted(self._settings(), run.attempt, retry.failed if retry else ())
         chosen = self._select(run).kept
         replay = self._store.examples.replay(round(settings.replay_share * len(chosen)), settings.seed)
         freeze_batch(directory / EXAMPLES, chosen, replay, settings.heldout_share, settings.seed)
@@ -449,6 +458,10 @@ class Runner:
         self._child = Child(self._yielding, self._tracker.pause)
         if self._closing:  # `close` may have stopped the one before
             self._child.stop()
+
+    def _settings(self) -> TrainConfig:
+        """Of the next run."""
+        return decided(self._config.train, self._bundle)
 
     def _directory(self, run: Run) -> Path:
         return self._home.runs / run.id

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lessons import collection, contradiction, drift, household, style
+from appliance.config import ResourcesConfig
+from lessons import collection, contradiction, drift, household, neighbour, style
 from lessons.bench import BASE, OURS, PLAIN, Row
 from lessons.results import chosen, mean, most, share
 
 Cells = list[str]
 
 LIMITS = {"recall": 0.90, "times": 2.0, "wins": 0.95, "drift": 0.85, "rise": 0.02, "speed": 10.0,
-          "memory": 1200, "cost": 0.01}  # fmt: skip
+          "memory": 1200, "cost": 0.01, "decode": 0.85, "gap": 2.0}  # fmt: skip
 
 
 def text(rows: Sequence[Row]) -> str:
     """Everything that the rows allow to say."""
-    parts = [goals(rows), *(make(rows) for make in (_household, _style, _drift, _contradiction, _collection))]
+    scenarios = (_household, _style, _drift, _contradiction, _collection, _neighbour)
+    parts = [goals(rows), *(make(rows) for make in scenarios)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -64,6 +66,12 @@ def goals(rows: Sequence[Row]) -> str:
     cost = [row for row in chosen(rows, scenario=collection.NAME) if "stored" in row]
     line("collection's cost on latency", f"≤ {LIMITS['cost']:.0%}", mean(cost, "cost_by_pairs"), "+.2%",
          lambda value: value <= LIMITS["cost"])  # fmt: skip
+    for row in chosen(rows, scenario=neighbour.NAME, busy_share=ResourcesConfig().busy_share):
+        who = f"{row['clients']} client{'s' if row['clients'] > 1 else ''}, training over not: "
+        line(f"{who}decode, tok/s", f"≥ {LIMITS['decode']:g}", row["decode_ratio"], ".2f",
+             lambda value: value >= LIMITS["decode"])  # fmt: skip
+        line(f"{who}gap p99", f"≤ {LIMITS['gap']:g}", row["p99_ratio"], ".2f",
+             lambda value: value <= LIMITS["gap"])  # fmt: skip
     return _markdown(["what", "goal", "ours", "plain recipe", ""], lines)
 
 
@@ -143,6 +151,21 @@ def _collection(rows: Sequence[Row]) -> str:
     return _titled(
         "Collection", "",
         ["round", "requests", "median on / off, ms", "p99 on / off, ms", "medians", "pairs"], lines,
+    )  # fmt: skip
+
+
+def _neighbour(rows: Sequence[Row]) -> str:
+    lines = [
+        [f"{row['busy_share']:g}", str(row["clients"]),
+         f"{row['training_decode']:.1f} / {row['quiet_decode']:.1f}", f"{row['decode_ratio']:.2f}",
+         f"{row['training_p99_ms']:.1f} / {row['quiet_p99_ms']:.1f}", f"{row['p99_ratio']:.2f}",
+         str(row["steps"])]
+        for row in chosen(rows, scenario=neighbour.NAME)
+    ]  # fmt: skip
+    return _titled(
+        "Neighbour", _sizes(chosen(rows, scenario=neighbour.NAME), "rounds", "seconds"),
+        ["busy_share", "clients", "tok/s of one, training / quiet", "ratio",
+         "gap p99, ms, training / quiet", "ratio", "steps trained"], lines,
     )  # fmt: skip
 
 

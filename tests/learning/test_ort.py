@@ -89,7 +89,7 @@ def test_the_program_does_what_the_other_does(python: str, tiny: Bundle, tmp_pat
     start = make_adapter(tmp_path / "start.safetensors", tiny, scale=1e-2, modules=LINEARS)
     ort = trainer_program(TrainConfig(backend="ort"))
     assert ort[0] == python
-    peft = trainer_program(TrainConfig())
+    peft = trainer_program(TrainConfig(backend="peft"))
     programs = {"peft": peft, "peft again": peft, "ort": ort, "ort again": ort}
     events, adapters = {}, {}
     for name, program in programs.items():
@@ -148,7 +148,7 @@ def test_killed_it_goes_on_and_ends_with_the_same(python: str, tiny: Bundle, tmp
 def test_what_it_cannot_train_it_says(python: str, tmp_path: Path) -> None:
     code = """
 import sys
-from appliance.learning.train.ort_graph import Llama
+from appliance.learning.train.llama import Llama
 plain = dict(model_type="llama", hidden_act="silu", rope_theta=1e4)
 for odd in ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_scaling": {"rope_type": "yarn"}}):
     try:

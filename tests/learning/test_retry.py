@@ -10,7 +10,16 @@ import pytest
 
 from appliance.config import LoraConfig, TrainConfig
 from appliance.home import Home
-from appliance.learning.retry import GENTLER, Retry, adjusted, load_retry, pause_seconds, save_retry
+from appliance.learning.retry import (
+    GENTLER,
+    LEAST_TOKENS,
+    MEMORY,
+    Retry,
+    adjusted,
+    load_retry,
+    pause_seconds,
+    save_retry,
+)
 from appliance.learning.scheduler import find_due
 from appliance.store import Store
 
@@ -112,3 +121,10 @@ def test_the_next_attempt_answers_to_what_failed() -> None:
     assert longer.learning_rate == TRAIN.learning_rate
     assert longer.epochs == round(TRAIN.epochs * 2.25)
     assert gentler.seed != TRAIN.seed
+
+
+def test_what_had_too_little_memory_is_tried_with_less_of_long_conversations() -> None:
+    smaller = adjusted(TRAIN, 2, (MEMORY,))
+    assert smaller == TRAIN.model_copy(update={"max_tokens": TRAIN.max_tokens // 2})
+    assert adjusted(TRAIN, 3, (MEMORY,)).max_tokens == TRAIN.max_tokens // 4
+    assert adjusted(TRAIN, 20, (MEMORY,)).max_tokens == LEAST_TOKENS

@@ -293,7 +293,7 @@ def run_trainer(
     bundle: Bundle,
     rows: list[dict[str, Any]],
     parent: Path | None = None,
-    program: Sequence[str] = trainer_program(TrainConfig()),
+    program: Sequence[str] = trainer_program(TrainConfig(backend="peft")),
     **settings: Any,
 ) -> subprocess.CompletedProcess[str]:
     place.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,9 @@ from appliance.learning.train.anchor import Moments, measured
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.learner import Judged, Matrix
 from appliance.learning.train.lineage import continued
+from appliance.learning.train.llama import Llama
 from appliance.learning.train.loss import Terms
-from appliance.learning.train.ort_graph import Anchor, Llama, layer_graph, moments_input, training_graph
+from appliance.learning.train.ort_graph import Anchor, layer_graph, moments_input, training_graph
 from appliance.learning.train.ort_session import Inputs, TrainingSession, session_options, value
 from appliance.learning.train.packing import Row, begins, groups
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from appliance.config import TrainConfig
 from appliance.learning.train.checkpoint import Checkpoint
@@ -33,7 +36,12 @@ ANCHORED = (40, 60)  # paragraphs and questions
 REHEARSED = (24, 240)
 JUDGED = (12, 36)
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
+CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
+PATIENCE = 2  # checks in a row that may be worse than the one before; then the run learns only by heart
+WORSE = 0.01  # nats a token: less is noise
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+
+HELDOUT = "heldout"
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -151,8 +159,8 @@ class Training:
         settings = self._settings
         # The mean over a run of all steps is one: a step counts by the weights it holds.
         unit = sum(visit.weight for step in plan for visit in step if visit.push is None) / len(plan) or 1.0
-        every = max(1, len(plan) // 4)
-        done = self._resume(plan)
+        every = max(1, len(plan) // CHECKS)
+        done, checks = self._resume(plan)
         for number, step in enumerate(plan[done:], done + 1):
             began = time.perf_counter()
             terms = step_terms(
@@ -168,38 +176,47 @@ class Training:
             except ArithmeticError as error:
                 raise ArithmeticError(f"Step {number}: {error}") from error
             tokens = sum(self._learner.size(visit.tokens) for visit in step)
+            check = self._heldout_loss() if number % every == 0 and number < len(plan) else None
+            checks += [] if check is None else [check]
             self._report(
                 {
                     "event": "step",
                     "step": number,
                     "steps": len(plan),
                     "loss": round(loss, 5),
-                    "heldout": self._heldout_loss() if number % every == 0 and number < len(plan) else None,
+                    "heldout": check,
                     "tokens": tokens,
                     "tokens_per_second": round(tokens / (time.perf_counter() - began), 1),
                 }
             )
-            self._keep(number)
+            if gets_worse(checks):
+                self._report({"event": "stopped", "step": number, "steps": len(plan), "heldout": checks})
+                return
+            self._keep(number, checks)
 
-    def _resume(self, plan: Sequence[Sequence[Visit]]) -> int:
-        """Go on from the checkpoint, if there is one of this very plan; says how many steps are done.
+    def _resume(self, plan: Sequence[Sequence[Visit]]) -> tuple[int, list[float]]:
+        """Go on from the checkpoint, if there is one of this very plan.
 
         Nothing is random in a step, so the state is the adapter and what the optimizer remembers.
+
+        Returns:
+            How many steps are done, and what the held-out slice said meanwhile.
         """
         if self._checkpoint is None:
-            return 0
+            return 0, []
         self._checkpoint.bind(repr(plan).encode())
         found = self._checkpoint.load()
         if found is None:
-            return 0
+            return 0, []
         step, state = found
+        checks = state.pop(HELDOUT).tolist()
         self._learner.restore(state)
         self._report({"event": "resumed", "step": step, "steps": len(plan)})
-        return step
+        return step, checks
 
-    def _keep(self, step: int) -> None:
+    def _keep(self, step: int, checks: Sequence[float]) -> None:
         if self._checkpoint is not None and self._checkpoint.due():
-            self._checkpoint.save(step, self._learner.state())
+            self._checkpoint.save(step, {**self._learner.state(), HELDOUT: np.array(checks, float)})
 
     def _settle(self, text_before: float) -> tuple[float, float]:
         """Scale the adapter down until text it has not seen is nearly as likely as before."""
@@ -225,6 +242,12 @@ class Training:
                 total -= float(found.logp.sum(dtype=float))
                 count += len(found.logp)
         return total / count if count else 0.0
+
+
+def gets_worse(checks: Sequence[float]) -> bool:
+    """Whether the last held-out losses, `PATIENCE` and one, rise from each to the next."""
+    last = checks[-PATIENCE - 1 :]
+    return len(last) > PATIENCE and all(new > old + WORSE for old, new in itertools.pairwise(last))
 
 
 def _schedule(number: int, count: int) -> float:
