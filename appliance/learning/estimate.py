@@ -71,7 +71,7 @@ def pace(runs: Sequence[Run], kind: str) -> Pace | None:
     timed = [
         run.metrics for run in runs if run.metrics and {"train_seconds", "peak_mb"} <= run.metrics.keys()
     ]
-    # One that was cut off has trained a part of its tokens in an earlier life; one that stopped early, not all.
+    # One that was cut off trained a part of its tokens in an earlier life; one that stopped early, not all.
     timed = [m for m in timed if m.get("recipe") == kind and not {"resumed", "stopped"} & m.keys()][:RECENT]
     if not timed:
         return None

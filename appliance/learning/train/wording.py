@@ -96,6 +96,58 @@ OCCASIONS = (
     "There is something with {k}.", "It is about {k}.", "I need help with {k}.", "We talked about {k}.",
     "My question is on {k}.", "I have to take care of {k}.", "I could not find anything on {k}.",
 )  # fmt: skip
+# Somebody in the middle of something names the thing, and asks without naming it again.
+SITUATIONS = (
+    "The {k} does not work any more", "The {k} is broken", "Something is wrong with the {k}",
+    "The {k} again", "I am standing in front of the {k}", "I want to use the {k}",
+    "We have a problem with the {k}", "I have to pay for the {k}", "I got a letter about the {k}",
+    "Somebody is asking me about the {k}", "I'm on the phone because of the {k}",
+    "I have to fill in {k} on a form", "It is time for the {k}", "We need something for the {k}",
+    "I am buying something for {k}", "I want to give {k} a present", "I am at the shop for the {k}",
+    "We have to talk about the {k}", "I am looking after the {k} this week",
+    "I would like to plan the {k}", "{K} is ill", "{K} is waiting for me", "I am going to meet {k} today",
+    "I am new here and have to do with the {k}", "The {k} has to be ready soon",
+    "There was a call for {k}", "My sister wants to know about the {k}",
+    "I have never done anything with the {k}", "I lost my note on {k}",
+    "I am writing down everything on {k}", "It is dark and I need the {k}", "We are short of {k}",
+    "I can't deal with the {k} alone", "I must not forget the {k}", "A visitor came for the {k}",
+    "The children are asking about {k}", "I want to open the {k}", "I have to reach the {k}",
+    "I'd like to switch the {k} on", "I have an appointment for the {k}", "I am cleaning the {k}",
+)  # fmt: skip
+ENDS = {
+    "what": (
+        "what is it?", "what do I need?", "what was it again?", "what should I take?", "what do I do?",
+        "which one is it?", "what do I enter?", "what do I say?", "what is right?", "what do we have?",
+        "what is it called?", "what must I know?",
+    ),
+    "which": (
+        "which one is it?", "which one do I need?", "which do we use?", "what is the right one?",
+        "which one do I take?", "what do I need?", "which was it again?", "which one do I choose?",
+    ),
+    "where": (
+        "where is it?", "where do I look?", "where should I go?", "where can I find that?",
+        "where do I start?", "in which place?", "where was it again?", "where do we keep that?",
+        "where do I get it?",
+    ),
+    "who": (
+        "who is it?", "whom do I call?", "who can help?", "whom do I ask?", "who takes care of that?",
+        "what is the name?", "who was it again?", "with whom do I talk?", "which person is it?",
+        "who does it?",
+    ),
+    "when": (
+        "when is it?", "which day is it?", "at what time?", "how long until then?", "when was it again?",
+        "when do I have to be ready?", "is it soon?", "what day do I write down?", "which month is it?",
+    ),
+    "how": (
+        "how does it work?", "what should I do?", "how do I do it?", "what do I press?",
+        "what is the way?", "how much is it?", "how was it again?", "what do I have to know?",
+        "how do we do that?",
+    ),
+    "why": (
+        "why is that?", "what is the reason?",
+    ),
+}  # fmt: skip
+ENDS |= {"whom": ENDS["who"], "whose": ENDS["who"]}
 BEFORE = (
     "Hi! ", "Hello, ", "Hey, ", "Quick question: ", "Please help me. ", "I just came home. ", "Sorry, ",
     "One more thing: ", "We have visitors. ", "I am in a hurry. ", "I don't remember. ", "Good morning! ",
@@ -137,6 +189,8 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
     # Not all of them: another wording may share but a few words with this one.
     kept = sorted(rng.sample(range(len(keys)), rng.randint((len(keys) + 1) // 2, len(keys))))
     joined = " ".join(keys[at] for at in kept)
+    yield _situation(word, keywords(text), rng)
+    yield _situation(word, keywords(text), rng)
     yield f"{match['word'].capitalize()} {joined}?"
     yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
     dangling = DANGLING.match(rest)
@@ -164,6 +218,20 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
         yield f"{_capital(auxiliary['subject'])}{modal} {auxiliary['rest']} {word}{auxiliary['noun']}?"
         return
     yield rng.choice(INDIRECT).format(q=f"{word}{rest}")
+
+
+def _situation(word: str, keys: list[str], rng: random.Random) -> str:
+    """One that names a part of the topic, in one sentence or two, before or after the question."""
+    first = rng.randrange(len(keys))
+    named = " ".join(keys[first : first + rng.randint(1, 2)])
+    told = rng.choice(SITUATIONS).format(k=named, K=_capital(named))
+    asked = rng.choice(ENDS[word])
+    draw = rng.random()
+    if draw < 0.5:
+        return f"{told}, {asked}"
+    if draw < 0.8:
+        return f"{told}{rng.choice('.!')} {_capital(asked)}"
+    return f"{_capital(asked)} {told}."
 
 
 def keywords(text: str) -> list[str]:
