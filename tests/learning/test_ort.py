@@ -24,6 +24,7 @@ from appliance.errors import ShammahError
 from appliance.home import Home
 from appliance.learning.backend import ORT_PYTHON, trainer_program
 from appliance.learning.train.learner import LINEARS
+from appliance.learning.train.training import gets_worse
 from appliance.model.bundle import Bundle
 from appliance.model.importer import import_model
 from appliance.model.tokenizer import Tokenizer
@@ -82,6 +83,21 @@ def test_losses_are_those_of_the_other_trainer(python: str, bundle: Bundle, tmp_
         assert 0.9 < each["fresh"]["A"] <= 1.0001
         assert each["fresh"]["B"] == 0
         assert each["again"] == each["losses"][RESUME_AT:]
+
+
+@pytest.mark.slow
+def test_a_run_that_unlearns_what_is_held_out_stops_early(python: str, tiny: Bundle, tmp_path: Path) -> None:
+    program = trainer_program(TrainConfig(backend="ort"))
+    wild = {**TINY, "batch_tokens": 256, "learning_rate": 1.0, "anchor_weight": 0, "drift_weight": 0}
+    done = run_trainer(tmp_path, tiny, ROWS, None, program, **wild)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    stopped = next(event for event in events if event["event"] == "stopped")
+    assert events[-2] == stopped
+    assert stopped["step"] == events[-3]["step"] < stopped["steps"]
+    assert gets_worse(stopped["heldout"])
+    assert events[-1]["event"] == "done"
+    assert (tmp_path / "out.safetensors").is_file()
 
 
 @pytest.mark.slow

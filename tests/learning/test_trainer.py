@@ -23,6 +23,7 @@ from appliance.learning.train.data import Example, Tokens, common_prefix, load_e
 from appliance.learning.train.loss import Terms, step_terms
 from appliance.learning.train.peft_learner import PeftLearner
 from appliance.learning.train.plan import Visit, own_visits, rejected_visit, steps, taught_visits
+from appliance.learning.train.training import gets_worse
 from appliance.learning.train.wording import keywords, reword
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
@@ -385,6 +386,21 @@ def test_what_it_cannot_do_it_says(tmp_path: Path, bundle: Bundle) -> None:
     assert event["event"] == "error"
     assert "no example" in event["message"]
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("checks", "worse"),
+    [
+        ([], False),
+        ([2.0, 2.1], False),
+        ([2.0, 2.1, 2.2], True),
+        ([2.0, 2.1, 2.1], False),
+        ([2.5, 2.0, 2.1, 2.2], True),
+        ([2.0, 2.1, 2.2, 2.1], False),
+    ],
+)
+def test_twice_worse_in_a_row_is_enough(checks: list[float], worse: bool) -> None:
+    assert gets_worse(checks) is worse
 
 
 def test_common_prefix_is_the_system_message(tokenizer: Tokenizer) -> None:

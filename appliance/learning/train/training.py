@@ -33,7 +33,8 @@ LEAST_VISITS = 8  # of a taught example, however little it weighs
 REPLAYED = 1 / 3  # of the weight of a taught example counts when it is repeated: it is known already
 REJECTED_VISITS = 4  # of a rejected answer
 ANCHORED = (40, 60)  # paragraphs and questions
-REHEARSED = (24, 240)
+REHEARSED = (24, 240)  # for every `DRAWN_FOR` taught examples: the more is learned, the more can be lost
+DRAWN_FOR = 30
 JUDGED = (12, 36)
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
@@ -84,7 +85,11 @@ class Training:
         rehearse, judge = rehearsal.split()
         ordinary = rehearsal_visits(rehearse.sample(*ANCHORED, random.Random(0)), tokenizer)
         judged = rehearsal_visits(judge.sample(*JUDGED, random.Random(0)), tokenizer)
-        self._rehearsal = rehearsal_visits(rehearse.sample(*REHEARSED, self._rng), tokenizer)
+        self._rehearsal = [
+            visit
+            for _ in range(max(1, round(len(self._taught) / DRAWN_FOR)))
+            for visit in rehearsal_visits(rehearse.sample(*REHEARSED, self._rng), tokenizer)
+        ]
         self._ordinary, self._judge = ([visit.tokens for visit in some] for some in (ordinary, judged))
 
     def run(self) -> Outcome:
