@@ -66,7 +66,7 @@ class OrtLearner:
         self._prefix = tuple(prefix)
         self._weights = dict(weights)
         weights.clear()
-        self._below: dict[tuple[int, ...], Matrix] = {}
+        self._below: dict[tuple[int, ...], npt.NDArray[np.float16]] = {}
         self._options = session_options(threads)
         self._layer = onnxruntime.InferenceSession(layer_graph(llama).SerializeToString(), self._options)
         self._anchors: dict[str, Anchor] = {}
@@ -193,7 +193,7 @@ class OrtLearner:
         row = Row(sequences, self._prefix)
         ends = row.ends[row.shared :]
         given = {
-            "state": np.concatenate([self._below[key] for key in row.keys]),
+            "state": np.concatenate([self._below[key] for key in row.keys]).astype(np.float32),
             **self._row(row),
             "scale": np.array([self._scale], np.float32),
             "answer": np.concatenate(
@@ -224,7 +224,9 @@ class OrtLearner:
         row = Row(fresh, self._prefix)
         state = self._state_below(row)
         for key, end, length in zip(row.keys, row.ends, row.lengths, strict=True):
-            self._below[key] = state[end - length : end].copy()  # a view would keep the whole row alive
+            # Half precision, for this grows with the batch; its rounding is far below that of the served
+            # weights. A copy in any case: a view would keep the whole row alive.
+            self._below[key] = state[end - length : end].astype(np.float16)
 
 
 def _return_free_memory() -> None:
