@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from appliance.config import TrainConfig
 from appliance.engine.offline import OfflineModel
 from appliance.errors import ShammahError
 from appliance.home import Home
-from appliance.learning.backend import ORT_PYTHON, trainer_program
+from appliance.learning.backend import ORT_PYTHON, decided, trainer_program
 from appliance.learning.train.learner import LINEARS
+from appliance.learning.train.llama import Llama
 from appliance.learning.train.training import gets_worse
 from appliance.model.bundle import Bundle
 from appliance.model.importer import import_model
@@ -161,19 +163,28 @@ def test_killed_it_goes_on_and_ends_with_the_same(python: str, tiny: Bundle, tmp
     assert all(np.array_equal(whole[key], cut[key]) for key in whole)
 
 
-def test_what_it_cannot_train_it_says(python: str, tmp_path: Path) -> None:
-    code = """
-import sys
-from appliance.learning.train.llama import Llama
-plain = dict(model_type="llama", hidden_act="silu", rope_theta=1e4)
-for odd in ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_scaling": {"rope_type": "yarn"}}):
-    try:
+ODD = ({"model_type": "qwen2"}, {"attention_bias": True}, {"rope_scaling": {"rope_type": "yarn"}})
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: next(iter(odd)))
+def test_what_it_cannot_train_it_says(odd: dict[str, Any]) -> None:
+    plain = {"model_type": "llama", "hidden_act": "silu", "rope_theta": 1e4}
+    with pytest.raises(ValueError, match='set \\[train\\] backend = "peft"'):
         Llama.of({**plain, **odd})
-    except ValueError as error:
-        print(error)
-"""
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.count('set [train] backend = "peft"') == 3, done.stderr
+
+
+def test_auto_takes_it_where_it_can(python: str, tiny: Bundle, tmp_path: Path) -> None:
+    assert TrainConfig().backend == "auto"
+    assert decided(TrainConfig(), tiny).backend == "ort"
+    assert decided(TrainConfig(backend="peft"), tiny).backend == "peft"
+    assert decided(TrainConfig(ort_python="/nowhere/python"), tiny).backend == "peft"
+    assert decided(TrainConfig(backend="ort", ort_python="/nowhere/python"), tiny).backend == "ort"
+    other = replace(tiny, path=tmp_path)
+    config = json.loads((tiny.path / "config.json").read_text())
+    for odd in ODD:
+        (tmp_path / "config.json").write_text(json.dumps({**config, "rope_parameters": None, **odd}))
+        assert decided(TrainConfig(), other).backend == "peft", odd
+    assert trainer_program(decided(TrainConfig(), tiny))[0] == python
 
 
 async def test_a_missing_environment_is_told_and_no_run_begins(
