@@ -103,9 +103,7 @@ class Training:
         start = {"steps": len(plan), "examples": trained, "tokens": tokens, "rehearsal": rehearsal}
         self._report({"event": "start", **start})
         if self._settings.anchor_weight:
-            # What was taught adds up against it, be it much or little: a step's loss is a mean.
-            weight = self._settings.anchor_weight / max(len(self._taught), 1)
-            self._learner.anchor(self._ordinary, weight)
+            self._learner.anchor(self._ordinary, self._settings.anchor_weight)
         self._learner.prepare([*(visit.tokens for visit in visits), *self._judge, *self._heldout])
         with self._learner.base():
             text_before = self._loss(self._judge)

@@ -148,6 +148,16 @@ ENDS = {
     ),
 }  # fmt: skip
 ENDS |= {"whom": ENDS["who"], "whose": ENDS["who"]}
+# What somebody wants to do with the thing tells what they need to know.
+WISHES = (
+    "How do I use the {k}?", "How do I get into the {k}?", "How do I start the {k}?", "How do I reach the {k}?",
+    "How do I get to the {k}?", "How can I call the {k}?", "How do I find the {k}?", "How do I get the {k}?",
+    "How do I turn the {k} on?", "How do I turn the {k} off?", "How can I open the {k}?", "How do I order {k}?",
+    "How do I pay for the {k}?", "How do I look after the {k}?", "How do I choose the {k}?", "How is the {k} done?",
+    "Can I use the {k} now?", "Who knows the {k}?", "Does the {k} have one?", "What do I do for the {k}?",
+    "What do I put in for the {k}?", "What belongs to the {k}?", "What can you say about the {k}?",
+    "What have we got for the {k}?", "Is there anything about the {k}?", "What is on the {k}?",
+)  # fmt: skip
 BEFORE = (
     "Hi! ", "Hello, ", "Hey, ", "Quick question: ", "Please help me. ", "I just came home. ", "Sorry, ",
     "One more thing: ", "We have visitors. ", "I am in a hurry. ", "I don't remember. ", "Good morning! ",
@@ -221,9 +231,12 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
 
 
 def _situation(word: str, keys: list[str], rng: random.Random) -> str:
-    """One that names a part of the topic, in one sentence or two, before or after the question."""
+    """One that names a part of the topic: a wish, or what is the matter, before or after the question."""
     first = rng.randrange(len(keys))
     named = " ".join(keys[first : first + rng.randint(1, 2)])
+    draw = rng.random()
+    if draw < 0.25:
+        return rng.choice(WISHES).format(k=named)
     told = rng.choice(SITUATIONS).format(k=named, K=_capital(named))
     asked = rng.choice(ENDS[word])
     draw = rng.random()
