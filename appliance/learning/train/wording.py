@@ -34,6 +34,14 @@ SMALL = frozenset(
         "i you it this that there have has had can could should would will must may me us please",
     )
 )
+# Words that name no thing by themselves.
+BLAND = frozenset(
+    re.findall(
+        r"\w+",
+        "name number day time date place kind type sort called call come comes go goes need needs get gets use "
+        "used keep kept put take takes make makes much many often long new old set want know",
+    )
+)
 DETERMINER = re.compile(r"^(?:the|our|my|your|his|her|their|a|an)\s+", re.IGNORECASE)
 ASKING = frozenset(("what", "which", "who", "whom", "whose", "where", "when", "why", "how"))
 SWAPS = (
@@ -150,13 +158,15 @@ ENDS = {
 ENDS |= {"whom": ENDS["who"], "whose": ENDS["who"]}
 # What somebody wants to do with the thing tells what they need to know.
 WISHES = (
-    "How do I use the {k}?", "How do I get into the {k}?", "How do I start the {k}?", "How do I reach the {k}?",
-    "How do I get to the {k}?", "How can I call the {k}?", "How do I find the {k}?", "How do I get the {k}?",
-    "How do I turn the {k} on?", "How do I turn the {k} off?", "How can I open the {k}?", "How do I order {k}?",
-    "How do I pay for the {k}?", "How do I look after the {k}?", "How do I choose the {k}?", "How is the {k} done?",
-    "Can I use the {k} now?", "Who knows the {k}?", "Does the {k} have one?", "What do I do for the {k}?",
-    "What do I put in for the {k}?", "What belongs to the {k}?", "What can you say about the {k}?",
-    "What have we got for the {k}?", "Is there anything about the {k}?", "What is on the {k}?",
+    "How do I use the {k}?", "How do I get into the {k}?", "How do I start the {k}?",
+    "How do I reach the {k}?", "How do I get to the {k}?", "How can I call the {k}?",
+    "How do I find the {k}?", "How do I get the {k}?", "How do I turn the {k} on?",
+    "How do I turn the {k} off?", "How can I open the {k}?", "How do I order {k}?",
+    "How do I pay for the {k}?", "How do I look after the {k}?", "How do I choose the {k}?",
+    "How is the {k} done?", "Can I use the {k} now?", "Who knows the {k}?", "Does the {k} have one?",
+    "What do I do for the {k}?", "What do I put in for the {k}?", "What belongs to the {k}?",
+    "What can you say about the {k}?", "What have we got for the {k}?", "Is there anything about the {k}?",
+    "What is on the {k}?",
 )  # fmt: skip
 BEFORE = (
     "Hi! ", "Hello, ", "Hey, ", "Quick question: ", "Please help me. ", "I just came home. ", "Sorry, ",
@@ -232,6 +242,7 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
 
 def _situation(word: str, keys: list[str], rng: random.Random) -> str:
     """One that names a part of the topic: a wish, or what is the matter, before or after the question."""
+    keys = [key for key in keys if key.lower() not in BLAND] or keys
     first = rng.randrange(len(keys))
     named = " ".join(keys[first : first + rng.randint(1, 2)])
     draw = rng.random()
