@@ -38,8 +38,8 @@ SMALL = frozenset(
 BLAND = frozenset(
     re.findall(
         r"\w+",
-        "name number day time date place kind type sort called call come comes go goes need needs get gets use "
-        "used keep kept put take takes make makes much many often long new old set want know",
+        "name number day time date place kind type sort called call come comes go goes need needs get gets "
+        "use used keep kept put take takes make makes much many often long new old set want know",
     )
 )
 DETERMINER = re.compile(r"^(?:the|our|my|your|his|her|their|a|an)\s+", re.IGNORECASE)
