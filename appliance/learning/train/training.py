@@ -34,7 +34,7 @@ REPLAYED = 1 / 3  # of the weight of a taught example counts when it is repeated
 REJECTED_VISITS = 4  # of a rejected answer
 ANCHORED = (40, 60)  # paragraphs and questions
 REHEARSED = (24, 240)  # for every `DRAWN_FOR` taught examples: the more is learned, the more can be lost
-DRAWN_FOR = 30
+DRAWN_FOR = 20
 JUDGED = (12, 36)
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
@@ -152,8 +152,11 @@ class Training:
         for group in self._groups(visits):
             judged = self._learner.judge([visit.tokens for visit in group])
             for visit, found in zip(group, judged, strict=True):
-                # Copies, for a view would keep what all of them are views of.
-                out[visit] = (found.hidden if visit.push is None else found.logp[visit.push :]).copy()
+                # Copies, for a view would keep what all of them are views of; the long ones at half precision.
+                if visit.push is None:
+                    out[visit] = found.hidden.astype(np.float16)
+                else:
+                    out[visit] = found.logp[visit.push :].copy()
 
     def _groups(self, visits: Sequence[Visit]) -> list[list[Visit]]:
         return steps(visits, GROUP_TOKENS, self._learner.size, random.Random(0)) if visits else []
