@@ -22,8 +22,8 @@ REJECTED_MARGIN = 1.0  # nats a token that a rejected answer shall lose
 
 Vector = npt.NDArray[np.float32]
 Reference = npt.NDArray[np.floating[Any]]
-"""Of a visit that keeps: last hidden states [answer, width], of half precision. Of one that pushes: log probabilities of
-the rejected tokens from there on, [answer - push]."""
+"""Of a visit that keeps: last hidden states [answer, width], at half precision. Of one that pushes: log
+probabilities of the rejected tokens from there on, [answer - push]."""
 
 
 @dataclass(frozen=True, eq=False)

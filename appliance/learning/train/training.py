@@ -152,7 +152,7 @@ class Training:
         for group in self._groups(visits):
             judged = self._learner.judge([visit.tokens for visit in group])
             for visit, found in zip(group, judged, strict=True):
-                # Copies, for a view would keep what all of them are views of; the long ones at half precision.
+                # Copies, for a view would keep what all of them are views of; the states at half precision.
                 if visit.push is None:
                     out[visit] = found.hidden.astype(np.float16)
                 else:
