@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,9 @@ from appliance.learning.train.plan import Visit
 REJECTED_MARGIN = 1.0  # nats a token that a rejected answer shall lose
 
 Vector = npt.NDArray[np.float32]
-Reference = npt.NDArray[np.floating[Any]]
-"""Of a visit that keeps: last hidden states [answer, width], at half precision. Of one that pushes: log
-probabilities of the rejected tokens from there on, [answer - push]."""
+Reference = npt.NDArray[np.float32]
+"""Of a visit that keeps: last hidden states [answer, width]. Of one that pushes: log probabilities of
+the rejected tokens from there on, [answer - push]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,4 +84,4 @@ def step_terms(
         return Terms(weight, push, floor)
     places = np.concatenate(kept)
     keep = np.full(len(places), drift_weight / len(places), np.float32)
-    return Terms(weight, push, floor, places, np.concatenate(near).astype(np.float32), keep)
+    return Terms(weight, push, floor, places, np.concatenate(near), keep)

@@ -25,6 +25,7 @@ from appliance.learning.train.loss import Terms
 from appliance.learning.train.ort_graph import Anchor, layer_graph, moments_input, training_graph
 from appliance.learning.train.ort_session import Inputs, TrainingSession, session_options, value
 from appliance.learning.train.packing import Row, begins, groups
+from appliance.learning.train.shelf import Shelf
 
 BLOCKED = np.float32(-1e9)
 
@@ -66,7 +67,7 @@ class OrtLearner:
         self._prefix = tuple(prefix)
         self._weights = dict(weights)
         weights.clear()
-        self._below: dict[tuple[int, ...], npt.NDArray[np.float16]] = {}
+        self._below: Shelf[tuple[int, ...]] = Shelf()
         self._options = session_options(threads)
         self._layer = onnxruntime.InferenceSession(layer_graph(llama).SerializeToString(), self._options)
         self._anchors: dict[str, Anchor] = {}
@@ -193,7 +194,7 @@ class OrtLearner:
         row = Row(sequences, self._prefix)
         ends = row.ends[row.shared :]
         given = {
-            "state": np.concatenate([self._below[key] for key in row.keys]).astype(np.float32),
+            "state": np.concatenate([self._below[key] for key in row.keys]),
             **self._row(row),
             "scale": np.array([self._scale], np.float32),
             "answer": np.concatenate(
@@ -224,9 +225,7 @@ class OrtLearner:
         row = Row(fresh, self._prefix)
         state = self._state_below(row)
         for key, end, length in zip(row.keys, row.ends, row.lengths, strict=True):
-            # Half precision, for this grows with the batch; its rounding is far below that of the served
-            # weights. A copy in any case: a view would keep the whole row alive.
-            self._below[key] = state[end - length : end].astype(np.float16)
+            self._below.put(key, state[end - length : end])
 
 
 def _return_free_memory() -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str,
     if os.nice(0) < settings.nice:
         os.nice(settings.nice - os.nice(0))
     threads = settings.threads or max(1, (psutil.cpu_count(logical=False) or 1) // 2)
+    tempfile.tempdir = os.fspath(Path(arguments.out).parent)  # /tmp may well be memory
     bundle = load_bundle(Path(arguments.bundle))
     examples = load_examples(Path(arguments.examples))
     if not any(example.split != "heldout" for example in examples):

@@ -16,7 +16,7 @@ from appliance.config import TrainConfig
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.learner import Learner
-from appliance.learning.train.loss import Reference, step_terms
+from appliance.learning.train.loss import step_terms
 from appliance.learning.train.plan import (
     Rehearsal,
     Visit,
@@ -26,6 +26,7 @@ from appliance.learning.train.plan import (
     steps,
     taught_visits,
 )
+from appliance.learning.train.shelf import Shelf
 from appliance.model.tokenizer import Tokenizer
 
 WARMUP = 0.1  # share of the steps
@@ -135,33 +136,29 @@ class Training:
             )
         return visits + self._rehearsal
 
-    def _references(self, visits: Iterable[Visit]) -> dict[Visit, Reference]:
+    def _references(self, visits: Iterable[Visit]) -> Shelf[Visit]:
         """What the starting model makes of the sequences it is compared on.
 
         For what was said here that is the adapter the run starts from; for the rest the bare base, so
         that drift does not add up from run to run.
         """
         wanted = dict.fromkeys(visit for visit in visits if visit.keep or visit.push is not None)
-        out: dict[Visit, Reference] = {}
+        out: Shelf[Visit] = Shelf()
         self._remember([visit for visit in wanted if visit.weight], out)
         with self._learner.base():
             self._remember([visit for visit in wanted if not visit.weight], out)
         return out
 
-    def _remember(self, visits: Sequence[Visit], out: dict[Visit, Reference]) -> None:
+    def _remember(self, visits: Sequence[Visit], out: Shelf[Visit]) -> None:
         for group in self._groups(visits):
             judged = self._learner.judge([visit.tokens for visit in group])
             for visit, found in zip(group, judged, strict=True):
-                # Copies, for a view would keep what all of them are views of; the states at half precision.
-                if visit.push is None:
-                    out[visit] = found.hidden.astype(np.float16)
-                else:
-                    out[visit] = found.logp[visit.push :].copy()
+                out.put(visit, found.hidden if visit.push is None else found.logp[visit.push :])
 
     def _groups(self, visits: Sequence[Visit]) -> list[list[Visit]]:
         return steps(visits, GROUP_TOKENS, self._learner.size, random.Random(0)) if visits else []
 
-    def _optimise(self, plan: Sequence[Sequence[Visit]], references: dict[Visit, Reference]) -> None:
+    def _optimise(self, plan: Sequence[Sequence[Visit]], references: Shelf[Visit]) -> None:
         settings = self._settings
         # The mean over a run of all steps is one: a step counts by the weights it holds.
         unit = sum(visit.weight for step in plan for visit in step if visit.push is None) / len(plan) or 1.0
