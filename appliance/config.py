@@ -125,8 +125,8 @@ class TrainConfig(Section):
     heldout_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.1, description="Share of the batch kept out of training, for the gate."
     )
-    replay_share: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.5, description="Earlier examples trained again, as a share of the batch."
+    replay_share: Annotated[float, Field(ge=0, le=4)] = Field(
+        1.5, description="Earlier examples trained again, as a share of the batch."
     )
     near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.92,

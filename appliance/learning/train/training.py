@@ -31,7 +31,7 @@ from appliance.model.tokenizer import Tokenizer
 
 WARMUP = 0.1  # share of the steps
 LEAST_VISITS = 8  # of a taught example, however little it weighs
-REPLAYED = 1 / 3  # of the weight of a taught example counts when it is repeated: it is known already
+REPLAYED = 1 / 5  # of the weight of a taught example counts when it is repeated: it is known already
 REJECTED_VISITS = 4  # of a rejected answer
 ANCHORED = (40, 60)  # paragraphs and questions
 REHEARSED = (24, 240)  # for every `DRAWN_FOR` taught examples: the more is learned, the more can be lost
