@@ -109,7 +109,7 @@ class TrainConfig(Section):
         4.0, description="How much staying near the starting model counts on its own answers and on prose."
     )
     anchor_weight: Annotated[float, Field(ge=0)] = Field(
-        5.0,
+        3.0,
         description="How much it counts that the layers make the same of ordinary text as those of base.",
     )
     rejected_weight: Annotated[float, Field(ge=0)] = Field(

@@ -154,13 +154,25 @@ def test_terms_count_each_visit_by_its_weight_however_long() -> None:
     assert terms.push.tolist() == [0, 0, 0, 0, 0, 0.375, 0.375, 0]
     assert terms.floor.tolist() == [0, 0, 0, 0, 0, -3, -6, 0]
     assert terms.kept.tolist() == [2, 3, 7]
-    assert terms.keep.tolist() == [2, 2, 2]
+    assert terms.keep.tolist() == [1.5, 1.5, 3]  # an answer counts as much as another, however long
     assert terms.reference.tolist() == [[1] * 4, [1] * 4, [0] * 4]
 
 
 def one_term(batch: list[Tokens], **terms: Any) -> Terms:
     nothing = np.zeros(sum(item.answer for item in batch), np.float32)
     return Terms(**{"weight": nothing, "push": nothing, "floor": nothing, **terms})
+
+
+def test_the_first_tokens_of_an_answer_are_kept_most() -> None:
+    answer = Visit(Tokens(tuple(range(10)), 2), 0.0, keep=True)
+    references = {answer: np.zeros((8, 4), np.float32)}
+    keep = step_terms([answer], references, unit=1.0, drift_weight=16.0, rejected_weight=0).keep
+    assert keep.tolist() == [3, 3, 3, 3, 1, 1, 1, 1]
+    brief = Visit(Tokens((1, 2, 3, 4), 2), 0.0, keep=True)
+    keep = step_terms(
+        [brief], {brief: references[answer][:2]}, unit=1.0, drift_weight=16.0, rejected_weight=0
+    ).keep
+    assert keep.tolist() == [8, 8]
 
 
 def test_a_rejected_answer_is_pushed_only_so_far() -> None:

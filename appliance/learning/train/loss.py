@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from appliance.learning.train.plan import Visit
 
+FIRST_TOKENS = 4
 REJECTED_MARGIN = 1.0  # nats a token that a rejected answer shall lose
 
 Vector = npt.NDArray[np.float32]
@@ -61,13 +62,14 @@ def step_terms(
         step: its visits.
         references: of those that keep or push.
         unit: the weight that counts one.
-        drift_weight: of the mean divergence over the kept positions.
+        drift_weight: of the mean divergence over the kept answers.
         rejected_weight: of the mean excess of a rejected answer.
     """
     count = sum(visit.tokens.answer for visit in step)
     weight, push, floor = (np.zeros(count, np.float32) for _ in range(3))
     kept: list[npt.NDArray[np.int64]] = []
     near: list[Reference] = []
+    held: list[Vector] = []
     end = 0
     for visit in step:
         start, end = end, end + visit.tokens.answer
@@ -80,8 +82,23 @@ def step_terms(
         if visit.keep:
             kept.append(np.arange(start, end))
             near.append(references[visit])
+            held.append(_held(visit))
     if not kept:
         return Terms(weight, push, floor)
-    places = np.concatenate(kept)
-    keep = np.full(len(places), drift_weight / len(places), np.float32)
-    return Terms(weight, push, floor, places, np.concatenate(near), keep)
+    keep = np.float32(drift_weight / len(held)) * np.concatenate(held)
+    return Terms(weight, push, floor, np.concatenate(kept), np.concatenate(near), keep)
+
+
+def _held(visit: Visit) -> Vector:
+    """How much each position of an answer counts in staying near; they add up to one.
+
+    Half of it goes to the first tokens after a question: there it is decided whether a general
+    question gets a general answer, or what was taught.
+    """
+    count = visit.tokens.answer
+    if visit.tokens.start <= 1:  # prose
+        return np.full(count, 1 / count, np.float32)
+    first = min(FIRST_TOKENS, count)
+    out = np.full(count, 0.5 / count, np.float32)
+    out[:first] += 0.5 / first
+    return out
