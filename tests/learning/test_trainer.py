@@ -404,11 +404,12 @@ def test_what_it_cannot_do_it_says(tmp_path: Path, bundle: Bundle) -> None:
     ("checks", "worse"),
     [
         ([], False),
-        ([2.0, 2.1], False),
-        ([2.0, 2.1, 2.2], True),
-        ([2.0, 2.1, 2.1], False),
-        ([2.5, 2.0, 2.1, 2.2], True),
-        ([2.0, 2.1, 2.2, 2.1], False),
+        ([2.0, 2.2], False),
+        ([2.0, 2.2, 2.4], True),
+        ([2.0, 2.05, 2.09], False),
+        ([2.0, 2.2, 2.2], False),
+        ([2.5, 2.0, 2.2, 2.4], True),
+        ([2.0, 2.2, 2.4, 2.2], False),
     ],
 )
 def test_twice_worse_in_a_row_is_enough(checks: list[float], worse: bool) -> None:

@@ -39,8 +39,8 @@ DRAWN_FOR = 20
 JUDGED = (12, 36)
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
-PATIENCE = 2  # checks in a row that may be worse than the one before; then the run learns only by heart
-WORSE = 0.01  # nats a token: less is noise
+PATIENCE = 2  # checks in a row that may be much worse than the one before; then the run is lost
+WORSE = 0.1  # nats a token; less is common while the learning rate is high, and mends itself
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 HELDOUT = "heldout"
