@@ -88,10 +88,13 @@ def test_losses_are_those_of_the_other_trainer(python: str, bundle: Bundle, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_that_unlearns_what_is_held_out_stops_early(python: str, tiny: Bundle, tmp_path: Path) -> None:
+def test_a_run_that_unlearns_what_is_held_out_stops_early(
+    python: str, bundle: Bundle, tmp_path: Path
+) -> None:
     program = trainer_program(TrainConfig(backend="ort"))
-    wild = {**TINY, "batch_tokens": 256, "learning_rate": 1.0, "anchor_weight": 0, "drift_weight": 0}
-    done = run_trainer(tmp_path, tiny, ROWS, None, program, **wild)
+    wild = {"learning_rate": 0.02, "anchor_weight": 0, "drift_weight": 0, "rejected_weight": 0}
+    small = {"layers": 0.1, "rank": 4, "epochs": 1, "batch_tokens": 512, "nice": 0, "threads": 2}
+    done = run_trainer(tmp_path, bundle, ROWS, None, program, **wild, **small)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     events = [json.loads(line) for line in done.stdout.splitlines()]
     stopped = next(event for event in events if event["event"] == "stopped")
