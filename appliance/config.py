@@ -102,14 +102,18 @@ class TrainConfig(Section):
     layers: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="Share of the layers that get an adapter, counted from the top."
     )
-    learning_rate: Positive = Field(1.4e-3, description="Peak learning rate.")
-    epochs: int = Field(4, ge=1, le=100, description="Passes over the examples.")
-    batch_tokens: int = Field(96, ge=16, description="Tokens per optimizer step.")
+    learning_rate: Positive = Field(1.6e-3, description="Peak learning rate.")
+    epochs: int = Field(5, ge=1, le=100, description="Passes over the examples.")
+    batch_tokens: int = Field(
+        128,
+        ge=16,
+        description="Tokens per optimizer step at most; small runs take smaller steps, and more of them.",
+    )
     drift_weight: Annotated[float, Field(ge=0)] = Field(
         4.0, description="How much staying near the starting model counts on its own answers and on prose."
     )
     anchor_weight: Annotated[float, Field(ge=0)] = Field(
-        3.0,
+        5.0,
         description="How much it counts that the layers make the same of ordinary text as those of base.",
     )
     rejected_weight: Annotated[float, Field(ge=0)] = Field(

@@ -37,6 +37,8 @@ ANCHORED = (40, 60)  # paragraphs and questions
 REHEARSED = (24, 240)  # for every `DRAWN_FOR` taught examples: the more is learned, the more can be lost
 DRAWN_FOR = 20
 JUDGED = (12, 36)
+STEPS = 300  # in fewer, little is learned; unless a step had fewer tokens than
+SMALL_STEP = 64
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
 PATIENCE = 2  # checks in a row that may be much worse than the one before; then the run is lost
@@ -96,11 +98,12 @@ class Training:
     def run(self) -> Outcome:
         """Train the learner's adapter."""
         visits = self._visits()
-        plan = steps(visits, self._settings.batch_tokens, self._learner.size, self._rng)
         trained = len(self._taught) + len(self._own)
         tokens, rehearsal = (
             sum(self._learner.size(visit.tokens) for visit in some) for some in (visits, self._rehearsal)
         )
+        step = min(self._settings.batch_tokens, max(SMALL_STEP, tokens // STEPS))
+        plan = steps(visits, step, self._learner.size, self._rng)
         start = {"steps": len(plan), "examples": trained, "tokens": tokens, "rehearsal": rehearsal}
         self._report({"event": "start", **start})
         if self._settings.anchor_weight:
