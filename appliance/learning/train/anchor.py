@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Matrix = npt.NDArray[np.float32]
+from appliance.adapters.file import Matrix
 
 DIRECTIONS = 128  # in which a layer's inputs are known; for the rest their mean size is
 ITERATIONS = 4

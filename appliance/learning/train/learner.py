@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from appliance.adapters.file import Matrix
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.loss import Terms
 
-Matrix = npt.NDArray[np.float32]
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BETAS = (0.9, 0.98)
 EPSILON = 1e-8

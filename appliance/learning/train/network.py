@@ -14,20 +14,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from appliance.adapters.file import Matrix
 from appliance.learning.train.anchor import SAME_INPUT, Moments
 from appliance.learning.train.data import Tokens
 from appliance.learning.train.learner import LINEARS
 from appliance.learning.train.lineage import continued
 from appliance.learning.train.packing import Row, begins, groups
 
-Matrix = npt.NDArray[np.float32]
 ADAPTER = "default"  # PEFT's name of it
 
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from appliance.adapters.file import Matrix
 from appliance.config import TrainConfig
-from appliance.learning.train.learner import Matrix
 from appliance.learning.train.ort_learner import OrtLearner
 from appliance.learning.train.program import main
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from appliance.adapters.file import tensor_key
+from appliance.adapters.file import Matrix, tensor_key
 from appliance.learning.train.anchor import measured
 from appliance.learning.train.llama import Llama
 
-Matrix = npt.NDArray[np.float32]
 Shape = Sequence[int | str]
 OPSET = 15
 ROW = ("cos", "sin", "mask")

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from appliance.adapters.file import tensor_key
+from appliance.adapters.file import Matrix, tensor_key
 from appliance.learning.train.anchor import Moments, measured
 from appliance.learning.train.data import Tokens
-from appliance.learning.train.learner import Judged, Matrix
+from appliance.learning.train.learner import Judged
 from appliance.learning.train.lineage import continued
 from appliance.learning.train.llama import Llama
 from appliance.learning.train.loss import Terms

@@ -29,7 +29,8 @@ from onnxruntime import OrtValue  # noqa: E402
 from onnxruntime.training import onnxblock  # noqa: E402
 from onnxruntime.training.api import CheckpointState, Module, Optimizer  # noqa: E402
 
-from appliance.learning.train.learner import BETAS, CLIP, EPSILON, Matrix  # noqa: E402
+from appliance.adapters.file import Matrix  # noqa: E402
+from appliance.learning.train.learner import BETAS, CLIP, EPSILON  # noqa: E402
 
 ALIGNMENT = 64
 Inputs = Mapping[str, OrtValue]

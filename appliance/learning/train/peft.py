@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from appliance.adapters.file import Matrix
 from appliance.config import TrainConfig
-from appliance.learning.train.learner import Matrix
 from appliance.learning.train.peft_learner import PeftLearner
 from appliance.learning.train.program import main
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from appliance.adapters.file import Matrix
 from appliance.learning.train.data import Tokens
-from appliance.learning.train.learner import BETAS, CLIP, EPSILON, Judged, Matrix
+from appliance.learning.train.learner import BETAS, CLIP, EPSILON, Judged
 from appliance.learning.train.loss import Terms
 from appliance.learning.train.network import Anchored, Network
 

@@ -22,12 +22,12 @@ from typing import Any, TextIO
 import psutil
 from safetensors import safe_open
 
-from appliance.adapters.file import AdapterMeta, write_adapter
+from appliance.adapters.file import AdapterMeta, Matrix, write_adapter
 from appliance.config import TrainConfig
 from appliance.errors import ShammahError
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import common_prefix, load_examples
-from appliance.learning.train.learner import LINEARS, Learner, Matrix
+from appliance.learning.train.learner import LINEARS, Learner
 from appliance.learning.train.plan import Rehearsal
 from appliance.learning.train.training import Training
 from appliance.model.bundle import load_bundle

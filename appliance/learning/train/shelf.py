@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Matrix = npt.NDArray[np.float32]
+from appliance.adapters.file import Matrix
+
 Key = TypeVar("Key", bound=Hashable)
 
 
