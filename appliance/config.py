@@ -102,7 +102,10 @@ class TrainConfig(Section):
     layers: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="Share of the layers that get an adapter, counted from the top."
     )
-    learning_rate: Positive = Field(1.6e-3, description="Peak learning rate.")
+    learning_rate: Positive = Field(
+        1.6e-3,
+        description="Peak learning rate of a full step; smaller steps take the square root of their share.",
+    )
     epochs: int = Field(5, ge=1, le=100, description="Passes over the examples.")
     batch_tokens: int = Field(
         128,

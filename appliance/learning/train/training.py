@@ -34,7 +34,7 @@ LEAST_VISITS = 8  # of a taught example, however little it weighs
 REPLAYED = 1 / 5  # of the weight of a taught example counts when it is repeated: it is known already
 REJECTED_VISITS = 4  # of a rejected answer
 ANCHORED = (40, 60)  # paragraphs and questions
-REHEARSED = (24, 240)  # for every `DRAWN_FOR` taught examples: the more is learned, the more can be lost
+REHEARSED = (24, 240)  # and again for every `DRAWN_FOR` taught: the more is learned, the more can be lost
 DRAWN_FOR = 20
 JUDGED = (12, 36)
 STEPS = 300  # in fewer, little is learned; unless a step had fewer tokens than
@@ -90,7 +90,7 @@ class Training:
         judged = rehearsal_visits(judge.sample(*JUDGED, random.Random(0)), tokenizer)
         self._rehearsal = [
             visit
-            for _ in range(max(1, round(len(self._taught) / DRAWN_FOR)))
+            for _ in range(1 + round(len(self._taught) / DRAWN_FOR))
             for visit in rehearsal_visits(rehearse.sample(*REHEARSED, self._rng), tokenizer)
         ]
         self._ordinary, self._judge = ([visit.tokens for visit in some] for some in (ordinary, judged))
@@ -113,7 +113,7 @@ class Training:
             text_before = self._loss(self._judge)
         before = self._heldout_loss()
         reference = self._references(visits)
-        self._optimise(plan, reference)
+        self._optimise(plan, reference, math.sqrt(step / self._settings.batch_tokens))
         scale, rise = self._settle(text_before)
         return Outcome(before, self._heldout_loss(), rise, scale)
 
@@ -161,7 +161,8 @@ class Training:
     def _groups(self, visits: Sequence[Visit]) -> list[list[Visit]]:
         return steps(visits, GROUP_TOKENS, self._learner.size, random.Random(0)) if visits else []
 
-    def _optimise(self, plan: Sequence[Sequence[Visit]], references: Shelf[Visit]) -> None:
+    def _optimise(self, plan: Sequence[Sequence[Visit]], references: Shelf[Visit], pace: float) -> None:
+        """All steps, at `pace` times the learning rate: small ones know less well where to go."""
         settings = self._settings
         # The mean over a run of all steps is one: a step counts by the weights it holds.
         unit = sum(visit.weight for step in plan for visit in step if visit.push is None) / len(plan) or 1.0
@@ -176,7 +177,7 @@ class Training:
                 drift_weight=settings.drift_weight,
                 rejected_weight=settings.rejected_weight,
             )
-            rate = settings.learning_rate * _schedule(number, len(plan))
+            rate = settings.learning_rate * pace * _schedule(number, len(plan))
             try:
                 loss = self._learner.learn([visit.tokens for visit in step], terms, rate)
             except ArithmeticError as error:
