@@ -26,7 +26,7 @@ from appliance.home import Home
 from appliance.learning.backend import ORT_PYTHON, decided, trainer_program
 from appliance.learning.train.learner import LINEARS
 from appliance.learning.train.llama import Llama
-from appliance.learning.train.training import gets_worse
+from appliance.learning.train.training import LEAST_HELDOUT, gets_worse
 from appliance.model.bundle import Bundle
 from appliance.model.importer import import_model
 from appliance.model.tokenizer import Tokenizer
@@ -94,7 +94,10 @@ def test_a_run_that_unlearns_what_is_held_out_stops_early(
     program = trainer_program(TrainConfig(backend="ort"))
     wild = {"learning_rate": 0.02, "anchor_weight": 0, "drift_weight": 0, "rejected_weight": 0}
     small = {"layers": 0.1, "rank": 4, "epochs": 1, "batch_tokens": 512, "nice": 0, "threads": 2}
-    done = run_trainer(tmp_path, bundle, ROWS, None, program, **wild, **small)
+    heldout = [{**ROWS[-1], "id": f"h{number}"} for number in range(LEAST_HELDOUT - 1)]
+    few = run_trainer(tmp_path / "few", bundle, [*ROWS, *heldout[1:]], None, program, **wild, **small)
+    assert '"stopped"' not in few.stdout, "too few examples to tell"
+    done = run_trainer(tmp_path, bundle, [*ROWS, *heldout], None, program, **wild, **small)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     events = [json.loads(line) for line in done.stdout.splitlines()]
     stopped = next(event for event in events if event["event"] == "stopped")

@@ -42,6 +42,7 @@ SMALL_STEP = 64
 GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
 CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
 PATIENCE = 2  # checks in a row that may be much worse than the one before; then the run is lost
+LEAST_HELDOUT = 8  # examples that can tell
 WORSE = 0.1  # nats a token; less is common while the learning rate is high, and mends itself
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
@@ -196,7 +197,7 @@ class Training:
                     "tokens_per_second": round(tokens / (time.perf_counter() - began), 1),
                 }
             )
-            if gets_worse(checks):
+            if len(self._heldout) >= LEAST_HELDOUT and gets_worse(checks):
                 self._report({"event": "stopped", "step": number, "steps": len(plan), "heldout": checks})
                 return
             self._keep(number, checks)
