@@ -35,11 +35,16 @@ def goals(rows: Sequence[Row]) -> str:
 
     home = chosen(rows, scenario=household.NAME, recipe=OURS)
     plain = chosen(rows, scenario=household.NAME, recipe=PLAIN)
-    recall, other = share(home, "unseen"), share(plain, "unseen")
-    line("household recall, unseen wordings", f"≥ {LIMITS['recall']:.2f}", recall, ".3f",
-         lambda value: value >= LIMITS["recall"], _number(other, ".3f"))  # fmt: skip
-    if recall is not None and other is not None:
-        times = recall / other if other else float("inf")
+    # The goal is for all the facts; beside the plain recipe, which takes long, it may be fewer.
+    most_facts = most(home, "facts")
+    beside = [row for row in home if row["facts"] in {other["facts"] for other in plain}]
+    recall = share(chosen(home, facts=most_facts), "unseen")
+    line(f"household recall, unseen wordings, {most_facts} facts", f"≥ {LIMITS['recall']:.2f}", recall, ".3f",
+         lambda value: value >= LIMITS["recall"],
+         _number(share(chosen(plain, facts=most_facts), "unseen"), ".3f"))  # fmt: skip
+    ours_beside, other = share(beside, "unseen"), share(plain, "unseen")
+    if ours_beside is not None and other is not None:
+        times = ours_beside / other if other else float("inf")
         line("household recall, times the plain recipe", f"≥ {LIMITS['times']:g}", times, ".1f",
              lambda value: value >= LIMITS["times"])  # fmt: skip
     line("one correction against ten", f"≥ {LIMITS['wins']:.2f}",
@@ -56,7 +61,7 @@ def goals(rows: Sequence[Row]) -> str:
              _number(mean(theirs, "perplexity_rise"), "+.1%"))  # fmt: skip
         line(f"{after}probes lost", "0", most(last, "probes_lost"), "d", lambda value: value == 0,
              _number(most(theirs, "probes_lost"), "d"))  # fmt: skip
-    ours_speed, plain_speed = mean(home, "tokens_per_second"), mean(plain, "tokens_per_second")
+    ours_speed, plain_speed = (mean(found, "tokens_per_second") for found in (beside, plain))
     if ours_speed and plain_speed:
         line("useful training tokens/s, times the plain recipe", f"≥ {LIMITS['speed']:g}",
              ours_speed / plain_speed, ".1f", lambda value: value >= LIMITS["speed"])  # fmt: skip
@@ -89,13 +94,13 @@ def _runs(last: Sequence[Row]) -> str:
 
 def _household(rows: Sequence[Row]) -> str:
     lines = [
-        [row["recipe"], str(row["seed"]), _pair(row, "unseen"), _pair(row, "taught"), *_general(row),
-         *_took(row)]
+        [row["recipe"], str(row["seed"]), f"{row['facts']}, {row['everyday']}", _pair(row, "unseen"),
+         _pair(row, "taught"), *_general(row), *_took(row)]
         for row in chosen(rows, scenario=household.NAME)
     ]  # fmt: skip
     return _titled(
-        "Household", _sizes(chosen(rows, scenario=household.NAME), "facts", "everyday"),
-        ["recipe", "seed", "unseen wordings", "taught wording", *_GENERAL, *_TOOK], lines,
+        "Household", "",
+        ["recipe", "seed", "facts, everyday", "unseen wordings", "taught wording", *_GENERAL, *_TOOK], lines,
     )  # fmt: skip
 
 
