@@ -7,6 +7,7 @@ one that outlived a killed daemon is found again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -111,7 +112,7 @@ class Child:
 
         Raises:
             ChildKilled: it was killed, by a person or for want of memory, or crashed.
-            ChildTooLarge: it went beyond its memory.
+            ChildTooLarge: it went beyond its memory, or said so by the exit code ENOMEM.
             ChildFailed: it failed, or went beyond its time.
             ChildStopped: `stop` was called.
         """
@@ -147,7 +148,8 @@ class Child:
         if process.returncode < 0:
             raise ChildKilled(_why(process.returncode, log))
         if process.returncode:
-            raise ChildFailed(said[-1] if said else _why(process.returncode, log))
+            failure = ChildTooLarge if process.returncode == errno.ENOMEM else ChildFailed
+            raise failure(said[-1] if said else _why(process.returncode, log))
 
     def _watch(self, process: subprocess.Popen[str], limits: Limits, used: float) -> None:
         self.peak_mb = 0.0

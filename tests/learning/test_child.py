@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
+from appliance.learning.child import Child, ChildFailed, ChildStopped, ChildTooLarge, Limits, kill_orphans
 
 LIMITS = Limits(nice=5, memory_mb=2000, seconds=60)
 
@@ -52,6 +52,14 @@ def test_a_failure_is_told_in_its_own_words(tmp_path: Path) -> None:
         run(tmp_path, "raise ValueError('bad')")
     with pytest.raises(ChildFailed, match="killed by SIGKILL"):
         run(tmp_path, "import os; os.kill(os.getpid(), 9)")
+
+
+def test_a_program_can_say_that_it_lacks_memory(tmp_path: Path) -> None:
+    code = (
+        'import errno; print(\'{"event": "error", "message": "too large"}\'); raise SystemExit(errno.ENOMEM)'
+    )
+    with pytest.raises(ChildTooLarge, match=r"^too large$"):
+        run(tmp_path, code)
 
 
 def test_memory_is_limited_children_included(tmp_path: Path) -> None:

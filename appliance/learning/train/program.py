@@ -9,6 +9,7 @@ with the same.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import resource
@@ -40,14 +41,14 @@ weights, which it takes over, with the tokens that most sequences begin with."""
 
 
 def main(build: Build, argv: Sequence[str] | None = None) -> int:
-    """Train as the arguments say; 0 when the adapter is written."""
+    """Train as the arguments say; 0 when the adapter is written, ENOMEM when there is too little memory."""
     arguments = _arguments(argv)
     with Path(arguments.metrics).open("a", encoding="utf-8") as metrics:
         try:
             train(build, arguments, lambda event: _tell(event, metrics))
         except (ShammahError, ValueError, ArithmeticError, OSError, MemoryError) as error:
             _tell({"event": "error", "message": str(error) or type(error).__name__}, metrics)
-            return 1
+            return errno.ENOMEM if isinstance(error, MemoryError) else 1
     return 0
 
 
