@@ -101,16 +101,27 @@ class Running:
 
     async def use_adapter(self, wanted: bool) -> None:
         """Ours only: put the adapter, or base, in service."""
+        await self.call("POST", "adapters/promote", {"name": ADAPTER if wanted else "base"})
+        await self.settle()
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ours only: ask something else of the API, as its owner.
+
+        Raises:
+            LoadError: it was refused.
+        """
         token = json.loads(Home(self.place).daemon.read_text(encoding="utf-8"))["token"]
         async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
-            response = await client.post(
-                f"http://127.0.0.1:{self.endpoint.port}/v1/adapters/promote",
-                json={"name": ADAPTER if wanted else "base"},
+            response = await client.request(
+                method,
+                f"http://127.0.0.1:{self.endpoint.port}/v1/{path}",
+                json=body,
                 headers={"Authorization": f"Bearer {token}"},
             )
         if response.is_error:
-            raise LoadError(f"The switch failed: {response.text}")
-        await self.settle()
+            raise LoadError(f"{method} {path}: {response.text}")
+        found: dict[str, Any] = response.json()
+        return found
 
 
 def ours(bundle: Bundle, threads: int) -> Contestant:

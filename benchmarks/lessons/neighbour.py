@@ -13,16 +13,14 @@ requests (`learning/yielding.py`).
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 from contestants import Contestant, Running, ours, running
 from load import Answer, LoadError, Prompts, percentile
 
@@ -109,12 +107,12 @@ async def _decode(server: Running, prompts: Prompts, clients: int, seconds: floa
 async def _teach(server: Running) -> None:
     for fact in load_facts():
         body = {"query": fact.ask, "response": fact.wrong, "correction": fact.answer, "weight": "high"}
-        await _call(server, "POST", "feedback", body)
+        await server.call("POST", "feedback", body)
 
 
 async def _start(server: Running) -> None:
     """Start a run and wait for its first steps."""
-    await _call(server, "POST", "training/run")
+    await server.call("POST", "training/run")
     deadline = time.monotonic() + START_SECONDS
     while await _steps(server) < 1:
         if time.monotonic() > deadline:
@@ -123,8 +121,8 @@ async def _start(server: Running) -> None:
 
 
 async def _cancel(server: Running) -> None:
-    await _call(server, "POST", "training/cancel")
-    while (await _call(server, "GET", "training/status"))["run"] is not None:
+    await server.call("POST", "training/cancel")
+    while (await server.call("GET", "training/status"))["run"] is not None:
         await asyncio.sleep(0.1)
 
 
@@ -134,27 +132,10 @@ async def _steps(server: Running) -> int:
     Raises:
         LoadError: it ended too early to be measured beside.
     """
-    status = await _call(server, "GET", "training/status")
+    status = await server.call("GET", "training/status")
     if status["run"] is None:
         raise LoadError(f"The run has ended: {status['last_run']}")
     return int(status["run"]["step"] or 0)
-
-
-async def _call(
-    server: Running, method: str, path: str, body: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    token = json.loads(Home(server.place).daemon.read_text(encoding="utf-8"))["token"]
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        response = await client.request(
-            method,
-            f"http://127.0.0.1:{server.endpoint.port}/v1/{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {token}"},
-        )
-    if response.is_error:
-        raise LoadError(f"{method} {path}: {response.text}")
-    found: dict[str, Any] = response.json()
-    return found
 
 
 def _daemon(bench: Bench, share: float) -> Contestant:

@@ -203,14 +203,15 @@ def _forms(text: str, match: re.Match[str], rng: random.Random) -> Iterator[str]
     word, rest = match["word"].lower(), match["rest"].rstrip(" ?.!")
     yield text
     yield rng.choice(SYNONYMS.get(word, (word,))).capitalize() + rest + "?"
-    keys = keywords(text)
+    topic_words = keywords(text)
+    keys = topic_words.copy()
     if rng.random() < 0.5:
         rng.shuffle(keys)
     # Not all of them: another wording may share but a few words with this one.
     kept = sorted(rng.sample(range(len(keys)), rng.randint((len(keys) + 1) // 2, len(keys))))
     joined = " ".join(keys[at] for at in kept)
-    yield _situation(word, keywords(text), rng)
-    yield _situation(word, keywords(text), rng)
+    for _ in range(2):
+        yield _situation(word, topic_words, rng)
     yield f"{match['word'].capitalize()} {joined}?"
     yield rng.choice(KEYWORD_FORMS).format(k=joined, K=_capital(joined))
     dangling = DANGLING.match(rest)
