@@ -27,6 +27,9 @@ EARLIER = 16
 SHOWN = 10
 ASKED_TOKENS = 32
 EXAMPLE_TOKENS = 320
+MANNER_TOKENS = 4
+"""An answer begins with so many tokens of manner. With the end of turn they are left out of the held-out
+loss: how an answer begins and when it ends people may have taught, and held-out answers are of before."""
 
 Tick = Callable[[str], None]
 
@@ -89,7 +92,7 @@ class Particular:
     """What depends on the batch.
 
     Attributes:
-        heldout: mean loss per token of the held-out answers; None without any.
+        heldout: mean loss per token of what the held-out answers say (see `MANNER_TOKENS`); None without any.
         taught: one entry for each correction looked at.
         answers: to questions of the batch, those with a taught answer first.
         earlier: by correction of an earlier batch, whether it is still answered.
@@ -198,7 +201,8 @@ def measure_particular(
     total, count = 0.0, 0
     for example in selection.heldout:
         tick("heldout")
-        _, logprobs = _score(model, tokenizer, example, example.target, example.ended)
+        _, logprobs = _score(model, tokenizer, example, example.target, ended=False)
+        logprobs = logprobs[min(MANNER_TOKENS, len(logprobs) - 1) :]  # of a word or two, the last
         total, count = total - float(logprobs.sum()), count + len(logprobs)
     taught = []
     for example in selection.corrections:

@@ -9,6 +9,7 @@ with the same.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import json
 import os
@@ -39,6 +40,9 @@ Build = Callable[[TrainConfig, int, Mapping[str, Any], dict[str, Matrix], Sequen
 """`build(settings, threads, config, weights, prefix)`: a learner of the checkpoint's `config.json` and
 weights, which it takes over, with the tokens that most sequences begin with."""
 
+MALLOC = ((-8, 1), (-3, 8 << 20), (-1, 16 << 20))
+"""Of glibc's `mallopt`: arenas, bytes from which a block is the system's own, bytes kept at the end."""
+
 
 def main(build: Build, argv: Sequence[str] | None = None) -> int:
     """Train as the arguments say; 0 when the adapter is written, ENOMEM when there is too little memory."""
@@ -55,6 +59,7 @@ def main(build: Build, argv: Sequence[str] | None = None) -> int:
 def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
     """One run from files to file."""
     began = time.monotonic()
+    _keep_no_free_memory()
     settings = TrainConfig.model_validate_json(Path(arguments.settings).read_text(encoding="utf-8"))
     if os.nice(0) < settings.nice:
         os.nice(settings.nice - os.nice(0))
@@ -106,6 +111,17 @@ def peak_mb() -> int:
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def _keep_no_free_memory() -> None:
+    """Have the C library give back at once what is freed, where it is glibc.
+
+    It would keep more and more of it for later; but no two steps are alike, so little of that fits again.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        for parameter, number in MALLOC:
+            tune(parameter, number)
 
 
 class _Watch:
