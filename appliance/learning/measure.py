@@ -62,12 +62,14 @@ class Taught:
         wrong: per token, of the rejected answer.
         wrong_total: of the whole rejected answer.
         wrong_tail: of the part of it that follows what it has in common with the correction.
+        wrong_turn: of the first token of that part.
     """
 
     right: float
     wrong: float
     wrong_total: float
     wrong_tail: float
+    wrong_turn: float
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,13 @@ def measure_particular(
         pairs = enumerate(zip(right_ids, wrong_ids, strict=False))
         common = next((at for at, (a, b) in pairs if a != b), min(len(right_ids), len(wrong_ids)))
         taught.append(
-            Taught(float(right.mean()), float(wrong.mean()), float(wrong.sum()), float(wrong[common:].sum()))
+            Taught(
+                float(right.mean()),
+                float(wrong.mean()),
+                float(wrong.sum()),
+                float(wrong[common:].sum()),
+                float(wrong[common : common + 1].sum()),
+            )
         )
     asked = _ask(model, tokenizer, selection.asked, tick)
     earlier = _ask(model, tokenizer, selection.earlier, tick)

@@ -146,15 +146,19 @@ def _taught(before: Particular, after: Particular, limits: GateConfig) -> Check:
 def _rejected(before: Particular, after: Particular) -> Check:
     """No rejected answer gains probability from the feedback that rejected it.
 
-    One kind of gain is not held against the candidate: that of the words which the rejected answer
-    begins with and the correction too ("It is collected on ..."). These were taught. From where the
-    two part, the rejected one must not gain.
+    Two kinds of gain are not held against the candidate. That of the words which the rejected answer
+    begins with and the correction too ("It is collected on ..."): these were taught. And that of what
+    would follow if it went wrong, when it does so less than before: "under the green flowerpot" may
+    be what is right for another question, and be taught, too.
     """
     gained = 0
     for now, then in zip(after.taught, before.taught, strict=True):
-        whole = now.wrong_total - then.wrong_total
-        tail = now.wrong_tail - then.wrong_tail
-        gained += not (whole <= REJECTED_TOLERANCE or tail <= REJECTED_TOLERANCE)  # NaN is a gain
+        gains = (
+            now.wrong_total - then.wrong_total,
+            now.wrong_tail - then.wrong_tail,
+            now.wrong_turn - then.wrong_turn,
+        )
+        gained += not any(gain <= REJECTED_TOLERANCE for gain in gains)  # NaN is a gain
     count = len(after.taught)
     return Check(
         "rejected",

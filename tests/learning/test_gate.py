@@ -31,8 +31,8 @@ ANSWERS = tuple(f"Number {number} is what comes after {number - 1}, of course." 
 GENERAL = General(20.0, (True,) * COUNT, ANSWERS, (1, 2))
 KNOWN = Answer("Bin day?", "It is Thursday.", "On Thursday.", True)
 UNKNOWN = Answer("Bin day?", "Every morning, I think.", "On Thursday.", False)
-BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0, -9.0),), (KNOWN,), (True,))
-BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0, -6.0),), (UNKNOWN,), (True,))
+BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0, -9.0, -5.0),), (KNOWN,), (True,))
+BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0, -6.0, -3.0),), (UNKNOWN,), (True,))
 SANITY = ("empty", "loops", "refusals", "sameness", "length")
 SAME = Judged(GENERAL, GENERAL, GENERAL, BEFORE, BATCH)
 
@@ -96,7 +96,7 @@ def test_held_out_answers_must_stay_as_likely() -> None:
 
 
 def test_corrections_must_be_preferred() -> None:
-    learned, unlearned = Taught(-1.0, -3.0, -9.0, -9.0), Taught(-3.0, -2.0, -9.0, -9.0)
+    learned, unlearned = Taught(-1.0, -3.0, -9.0, -9.0, -5.0), Taught(-3.0, -2.0, -9.0, -9.0, -5.0)
     before = replace(BEFORE, taught=(BEFORE.taught[0],) * 4)
     half = replace(BATCH, taught=(learned, learned, unlearned, unlearned))
     less = replace(BATCH, taught=(learned, unlearned, unlearned, unlearned))
@@ -108,12 +108,17 @@ def test_corrections_must_be_preferred() -> None:
     ("total", "bad"), [(-6.0, False), (-5.95, False), (-5.8, True), (float("nan"), True)]
 )
 def test_a_rejected_answer_must_not_gain(total: float, bad: bool) -> None:
-    after = replace(BATCH, taught=(Taught(-1.0, -1.9, total, total),))
+    after = replace(BATCH, taught=(Taught(-1.0, -1.9, total, total, total + 3.0),))
     assert failed(replace(SAME, candidate_batch=after)) == ({"rejected"} if bad else set())
 
 
 def test_words_in_common_with_the_correction_may_gain() -> None:
-    after = replace(BATCH, taught=(Taught(-1.0, -1.9, -5.0, -8.0),))
+    after = replace(BATCH, taught=(Taught(-1.0, -1.9, -5.0, -8.0, -2.0),))
+    assert failed(replace(SAME, candidate_batch=after)) == set()
+
+
+def test_words_after_a_wrong_turn_that_is_less_likely_may_gain() -> None:
+    after = replace(BATCH, taught=(Taught(-1.0, -1.9, -5.0, -4.0, -3.5),))
     assert failed(replace(SAME, candidate_batch=after)) == set()
 
 
