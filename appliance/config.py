@@ -135,6 +135,12 @@ class TrainConfig(Section):
     replay_share: Annotated[float, Field(ge=0, le=4)] = Field(
         1.5, description="Earlier examples trained again, as a share of the batch."
     )
+    relearn: int = Field(
+        100,
+        ge=0,
+        description="Up to so many answers of people in all, a run begins from the base model and learns "
+        "all of them again; with more it goes on from the adapter in service. 0: it always goes on.",
+    )
     near_duplicate: Annotated[float, Field(ge=0.5, le=1)] = Field(
         0.92,
         description="Automatic examples count once when question and answer are both this alike; 1: equal.",

@@ -12,7 +12,7 @@ trainer and gate:
   exchanges, and asked in five other wordings each;
 * `style`: 48 corrections make answers short, metric and polite; judged by rules on 36 other questions;
 * `drift`: ten runs in a row with 6 new facts each, asked for all facts so far after each;
-  `--lineage base` starts each from base and learns everything again;
+  each from base, with all that was taught before; `--lineage current` goes on from the adapter in service;
 * `contradiction`: 50 trials of one correction against ten exchanges that say something else;
 * `collection`: latency of a daemon with and without `[collect] enabled`;
 * `neighbour`: what clients of a daemon see while it trains, against the same without.
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     sizes.add_argument("--trials", type=int, default=50, help="of contradiction, ten a run")
     sizes.add_argument("--rounds", type=int, default=3, help="of collection and neighbour")
     sizes.add_argument("--seconds", type=float, default=45, help="of each half of a round of neighbour")
-    parser.add_argument("--lineage", nargs="+", choices=("current", "base"), default=["current"])
+    parser.add_argument("--lineage", nargs="+", choices=("current", "base"), default=["base"])
     parser.add_argument("--bundle", type=Path, help="bundle directory (default: the default model)")
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help="where the default one and answers are kept"

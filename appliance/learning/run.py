@@ -38,6 +38,7 @@ from appliance.learning.estimate import Estimate, gate_seconds, pace, recipe
 from appliance.learning.faults import Fault
 from appliance.learning.judge import Judge
 from appliance.learning.progress import RunProgress, Tracker, Watch
+from appliance.learning.replay import count_new, past
 from appliance.learning.resumption import Resumption
 from appliance.learning.retry import MEMORY, Retry, adjusted, end_run, give_back, load_retry, save_retry
 from appliance.learning.selection import Selection, describe, select
@@ -152,10 +153,13 @@ class Runner:
         return run
 
     def estimate(self, examples: int) -> Estimate | None:
-        """What a run on so many examples would take; None before the first run of this recipe."""
-        kind = recipe(self._settings(), self._bundle.manifest.base_hash)
-        known = pace(self._store.runs.list(RUNS_READ), kind)
-        return known.estimate(examples) if known else None
+        """What a run on so many new examples would take; None before the first run of this recipe."""
+        settings = self._settings()
+        known = pace(self._store.runs.list(RUNS_READ), recipe(settings, self._bundle.manifest.base_hash))
+        if known is None:
+            return None
+        repeated = past(self._store, self._registry.current()).count(examples, 0, settings)
+        return known.estimate(examples + repeated)
 
     def carry_out(self, run: Run) -> Run:
         """Train, judge, and promote or reject, from where it is. Never raises for what a run may meet."""
@@ -231,23 +235,30 @@ class Runner:
         directory.mkdir(mode=0o700, exist_ok=True)
         retry = load_retry(self._store.settings)
         settings = adjusted(self._settings(), run.attempt, retry.failed if retry else ())
-        chosen = self._select(run).kept
-        replay = self._store.examples.replay(round(settings.replay_share * len(chosen)), settings.seed)
+        selection = self._select(run)
+        chosen = selection.kept
+        known, new = past(self._store, run.parent), count_new(chosen)
+        count, draw = known.count(len(chosen), new, settings), settings.seed + len(known.runs)
+        replay = self._store.examples.replay(count, draw, known.runs)
         freeze_batch(directory / EXAMPLES, chosen, replay, settings.heldout_share, settings.seed)
         prepare(directory, settings)
-        return self._store.runs.update(run.id, state="training", started=time.time())
+        metrics: dict[str, Any] = {"repeated": len(replay), "anew": known.anew(new, settings)}
+        if selection.left_out:
+            metrics["left_out"] = selection.counts
+        return self._store.runs.update(run.id, state="training", started=time.time(), metrics=metrics)
 
     def _train(self, run: Run) -> Run:
         known = run.metrics or {}
         kind = recipe(load_settings(self._directory(run)), self._bundle.manifest.base_hash)
-        examples = run.examples - sum(known.get("left_out", {}).values())
+        examples = run.examples - sum(known.get("left_out", {}).values()) + known.get("repeated", 0)
+        anew = known.get("anew", False)
         watch = Watch(self._tracker, self._child, pace(self._store.runs.list(RUNS_READ), kind), examples)
         watch.begin(run.id)
         logger.info("Starting LoRA training subprocess")
         Trainer(self._trainer, self._bundle, self._child).train(
             run.id,
             self._directory(run),
-            None if run.parent is None else self._registry.path(run.parent),
+            None if run.parent is None or anew else self._registry.path(run.parent),
             on_event=watch.hear,
             on_start=lambda pid: self._note_pid(run, pid),
             go_on=lambda step: self._resumption.take_up(run, step),
@@ -311,7 +322,7 @@ class Runner:
                     base_hash=adapter.meta.base_hash,
                     rank=adapter.meta.rank,
                     run_id=run.id,
-                    parent=run.parent,
+                    parent=past(self._store, run.parent).adapter,
                     state="accepted" if report["passed"] else "rejected",
                     report=report,
                 )

@@ -46,6 +46,7 @@ _NOT_REJECTED = (
 
 QueueIndex: TypeAlias = list[tuple[int, int]]
 Messages: TypeAlias = list[dict[str, Any]]
+Replayable: TypeAlias = list[tuple[int, bool]]
 
 
 class Examples:
@@ -277,19 +278,20 @@ class Examples:
             (run_id,),
         )
 
-    def replay(self, n: int, seed: int) -> ExampleList:
-        """Up to `n` examples learned earlier, oldest first; the same for the same seed and store.
+    def count_taught(self, runs: Iterable[str]) -> int:
+        """How many answers of people these runs learned, as far as `replay` may give them."""
+        return sum(taught for _, taught in self._replayable(runs))
+
+    def replay(self, n: int, seed: int, runs: Iterable[str]) -> ExampleList:
+        """Up to `n` examples that these runs learned, oldest first; the same for the same seed and store.
 
         Three quarters of them are what people taught, as far as there is so much: the model's own
         answers are many, and stand for nothing that would be lost.
 
         Not among them is what its run left out, and what people have superseded or rejected since.
         """
-        rows = self._db.all(
-            "SELECT seq, kind IN ('correction', 'critique') FROM examples e WHERE state = 'used'"
-            f" AND superseded_by IS NULL AND left_out IS NULL AND {_NOT_REJECTED} ORDER BY seq"
-        )
-        taught, own = ([seq for seq, kind in rows if bool(kind) is wanted] for wanted in (True, False))
+        rows = self._replayable(runs)
+        taught, own = ([seq for seq, kind in rows if kind is wanted] for wanted in (True, False))
         n = max(n, 0)
         most = max(n - n // 4, n - len(own))
         draw = random.Random(seed)
@@ -298,6 +300,16 @@ class Examples:
         return self._select(
             "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq", (json.dumps(chosen),)
         )
+
+    def _replayable(self, runs: Iterable[str]) -> Replayable:
+        """Number of each example that may be repeated, and whether a person taught it; oldest first."""
+        rows = self._db.all(
+            "SELECT seq, kind IN ('correction', 'critique') FROM examples e WHERE state = 'used'"
+            " AND run_id IN (SELECT value FROM json_each(?))"
+            f" AND superseded_by IS NULL AND left_out IS NULL AND {_NOT_REJECTED} ORDER BY seq",
+            (json.dumps([*runs]),),
+        )
+        return [(seq, bool(kind)) for seq, kind in rows]
 
     # -- what feedback does to earlier examples -----------------------------------------------
 

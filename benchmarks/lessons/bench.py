@@ -48,9 +48,10 @@ class Bench:
     add: Callable[[Row], None]
 
     @contextmanager
-    def box(self, seed: int | None = None) -> Iterator[Box]:
-        """A new box; its home is gone afterwards."""
-        train = [f"threads = {self.threads}", f"seed = {self.seed if seed is None else seed}", *self.settings]
+    def box(self, seed: int | None = None, settings: Sequence[str] = ()) -> Iterator[Box]:
+        """A new box, with `settings` beside those of all; its home is gone afterwards."""
+        seed = self.seed if seed is None else seed
+        train = [f"threads = {self.threads}", f"seed = {seed}", *self.settings, *settings]
         with tempfile.TemporaryDirectory() as place:
             box = Box(self.bundle, Home(Path(place)), train, self.cache / "gate.json")
             try:

@@ -118,15 +118,6 @@ class Box:
         """Its file."""
         return self._registry.path(self.current) if self.current else None
 
-    def put_in_service(self, name: str | None) -> None:
-        """Make the link, past the gate."""
-        self._registry.set_current(name)
-
-    def take_back(self) -> None:
-        """Put parked examples into the queue again."""
-        for example in self.store.examples.list("parked", limit=10_000):
-            self.store.examples.update(example.id, state="pending")
-
     def learn(self, *, attempts: int | None = None) -> list[Attempt]:
         """Run on all that is pending, and again on what the gate rejected, as a live box would.
 

@@ -70,7 +70,8 @@ def learned(home: Home, store: Store, examples: list[Example], parent: str | Non
     held = store.examples.hold(run.id, [example.id for example in examples])
     directory = home.runs / run.id
     directory.mkdir()
-    freeze_batch(directory / "examples.jsonl", held, store.examples.replay(9, 0), 0.0, 0)
+    before = [other.id for other in store.runs.list()]
+    freeze_batch(directory / "examples.jsonl", held, store.examples.replay(9, 0, before), 0.0, 0)
     answers = [
         {"question": example.query, "before": "?", "after": example.target, "expected": example.target}
         for example in examples

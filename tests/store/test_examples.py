@@ -52,7 +52,7 @@ def test_pages_and_counts(store: Store, new: New) -> None:
 
 def test_empty_store(store: Store) -> None:
     assert store.examples.oldest_pending() is None
-    assert store.examples.pending() == store.examples.replay(5, 0) == store.examples.review() == []
+    assert store.examples.pending() == store.examples.replay(5, 0, ()) == store.examples.review() == []
     assert store.examples.count() == 0
 
 
@@ -138,7 +138,7 @@ def test_what_a_run_leaves_out_is_neither_lost_nor_repeated(store: Store, new: N
     store.examples.hold(run.id, ids([kept, out]))
     store.examples.leave_out(run.id, {out.id: "loop"})
     assert store.examples.mark_used(run.id) == 2
-    assert ids(store.examples.replay(9, 0)) == [kept.id]
+    assert ids(store.examples.replay(9, 0, [run.id])) == [kept.id]
 
 
 def test_masked_texts_are_found_by_what_was_said(store: Store, new: New) -> None:
@@ -202,15 +202,15 @@ def test_replay_is_deterministic_and_leaves_out_what_was_disowned(store: Store, 
     run = store.runs.create("threshold", 20)
     store.examples.hold(run.id, ids(added))
     store.examples.mark_used(run.id)
-    sample = store.examples.replay(5, seed=1)
-    assert ids(sample) == ids(store.examples.replay(5, seed=1))
-    assert ids(sample) != ids(store.examples.replay(5, seed=2))
-    assert len(store.examples.replay(100, seed=1)) == 20
-    assert store.examples.replay(-1, seed=1) == []
+    sample = store.examples.replay(5, seed=1, runs=[run.id])
+    assert ids(sample) == ids(store.examples.replay(5, seed=1, runs=[run.id]))
+    assert ids(sample) != ids(store.examples.replay(5, seed=2, runs=[run.id]))
+    assert len(store.examples.replay(100, seed=1, runs=[run.id])) == 20
+    assert store.examples.replay(-1, seed=1, runs=[run.id]) == []
     keep = store.examples.add(new("Q0", "A0", kind="correction", target="B"))
     store.examples.supersede("Q0", keep.id)
     store.examples.reject_answer("Q1", "A1", None)
-    assert ids(store.examples.replay(100, seed=1)) == ids(added[2:])
+    assert ids(store.examples.replay(100, seed=1, runs=[run.id])) == ids(added[2:])
 
 
 def test_replay_is_mostly_what_people_taught(store: Store, new: New) -> None:
@@ -222,7 +222,7 @@ def test_replay_is_mostly_what_people_taught(store: Store, new: New) -> None:
     store.examples.hold(run.id, ids(store.examples.pending()))
     store.examples.mark_used(run.id)
     for count, taught in ((8, 6), (12, 9), (20, 10), (45, 10), (50, 10), (60, 10)):
-        kinds = [example.kind for example in store.examples.replay(count, seed=0)]
+        kinds = [example.kind for example in store.examples.replay(count, seed=0, runs=[run.id])]
         assert len(kinds) == min(count, 50)
         assert kinds.count("correction") == taught
 

@@ -76,7 +76,16 @@ def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str,
         _take_over(learner, parent, bundle.manifest.base_hash)
     watch = _Watch(settings, tell)
     checkpoint = _checkpoint(arguments, settings, bundle.manifest.base_hash)
-    training = Training(learner, tokenizer, examples, Rehearsal.load(), settings, watch.report, checkpoint)
+    training = Training(
+        learner,
+        tokenizer,
+        examples,
+        Rehearsal.load(),
+        settings,
+        watch.report,
+        checkpoint,
+        goes_on=parent is not None,
+    )
     outcome = training.run()
     meta = AdapterMeta(
         base_hash=bundle.manifest.base_hash,

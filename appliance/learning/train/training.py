@@ -73,7 +73,11 @@ class Training:
         settings: TrainConfig,
         report: Report,
         checkpoint: Checkpoint | None = None,
+        *,
+        goes_on: bool = False,
     ) -> None:
+        """`goes_on`: the learner has learned the replayed examples before."""
+        self._replayed = REPLAYED if goes_on else 1.0
         self._learner = learner
         self._tokenizer = tokenizer
         self._settings = settings
@@ -127,7 +131,7 @@ class Training:
         settings, rng = self._settings, self._rng
         visits: list[Visit] = []
         for example in self._taught:
-            share = REPLAYED if example.split == "replay" else 1.0
+            share = self._replayed if example.split == "replay" else 1.0
             total = example.weight * settings.epochs * share
             count = max(LEAST_VISITS, round(total))
             visits += taught_visits(example, self._tokenizer, count, total, settings.max_tokens, rng)
