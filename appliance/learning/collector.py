@@ -23,6 +23,9 @@ BACKLOG = 1000
 """Exchanges that may wait for the disk; beyond that the oldest are given up."""
 BATCH = 64
 """Exchanges stored in one transaction, so that a burst costs one disk flush."""
+GATHER_SECONDS = 0.5
+"""An exchange waits so long for others, unless somebody waits for it: one that asks question after question
+then pays for few transactions."""
 RETRY_SECONDS = 5.0
 
 
@@ -71,6 +74,7 @@ class Collector:
         self._condition = threading.Condition()
         self._taken = 0
         self._settled = 0
+        self._wanted = 0
         self._stopping = False
         self._paused: str | None = None
         self._dropped = 0
@@ -100,7 +104,8 @@ class Collector:
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until what has been taken so far is stored; False when that takes longer."""
         with self._condition:
-            goal = self._taken
+            goal = self._wanted = self._taken
+            self._condition.notify_all()
             return self._condition.wait_for(lambda: self._settled >= goal, timeout)
 
     def stop(self) -> None:
@@ -116,6 +121,7 @@ class Collector:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._waiting or self._stopping)
+                self._condition.wait_for(self._is_wanted, GATHER_SECONDS)
                 batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             left = self._store_batch(batch) if batch else []
             with self._condition:
@@ -126,6 +132,9 @@ class Collector:
                     return
                 if left:
                     self._condition.wait_for(lambda: self._stopping, self._retry)
+
+    def _is_wanted(self) -> bool:
+        return self._stopping or self._settled < self._wanted or len(self._waiting) >= BATCH
 
     def _store_batch(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
         """Store exchanges; returns those to try again later, when the store can take something."""
