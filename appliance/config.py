@@ -199,7 +199,9 @@ class GateConfig(Section):
         1, ge=0, description="Probes that may fail which the adapter in service answers."
     )
     max_heldout_rise: Annotated[float, Field(ge=0)] = Field(
-        0.02, description="Held-out loss may rise by this share over the adapter in service."
+        0.1,
+        description="Held-out loss may rise by this share over the adapter in service: a new manner that "
+        "people teach makes answers of before less likely.",
     )
     min_taught: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,

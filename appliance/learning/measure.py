@@ -27,9 +27,6 @@ EARLIER = 16
 SHOWN = 10
 ASKED_TOKENS = 32
 EXAMPLE_TOKENS = 320
-MANNER_TOKENS = 4
-"""An answer begins with so many tokens of manner. With the end of turn they are left out of the held-out
-loss: how an answer begins and when it ends people may have taught, and held-out answers are of before."""
 
 Tick = Callable[[str], None]
 
@@ -94,13 +91,13 @@ class Particular:
     """What depends on the batch.
 
     Attributes:
-        heldout: mean loss per token of what the held-out answers say (see `MANNER_TOKENS`); None without any.
+        heldout: mean loss per token of each held-out answer.
         taught: one entry for each correction looked at.
         answers: to questions of the batch, those with a taught answer first.
         earlier: by correction of an earlier batch, whether it is still answered.
     """
 
-    heldout: float | None
+    heldout: tuple[float, ...]
     taught: tuple[Taught, ...]
     answers: tuple[Answer, ...] = ()
     earlier: tuple[bool, ...] = ()
@@ -111,7 +108,7 @@ class Particular:
         return tuple(answer.recalled for answer in self.answers if answer.recalled is not None)
 
 
-NOTHING = Particular(None, ())
+NOTHING = Particular((), ())
 
 
 @dataclass(frozen=True)
@@ -200,12 +197,11 @@ def measure_particular(
     model: OfflineModel, tokenizer: Tokenizer, selection: Selection, tick: Tick
 ) -> Particular:
     """Held-out loss, corrections and sample answers of the adapter that `model` has."""
-    total, count = 0.0, 0
+    heldout = []
     for example in selection.heldout:
         tick("heldout")
-        _, logprobs = _score(model, tokenizer, example, example.target, ended=False)
-        logprobs = logprobs[min(MANNER_TOKENS, len(logprobs) - 1) :]  # of a word or two, the last
-        total, count = total - float(logprobs.sum()), count + len(logprobs)
+        _, logprobs = _score(model, tokenizer, example, example.target, example.ended)
+        heldout.append(-float(logprobs.mean()))
     taught = []
     for example in selection.corrections:
         tick("taught")
@@ -225,7 +221,7 @@ def measure_particular(
     asked = _ask(model, tokenizer, selection.asked, tick)
     earlier = _ask(model, tokenizer, selection.earlier, tick)
     return Particular(
-        total / count if count else None,
+        tuple(heldout),
         tuple(taught),
         tuple(asked),
         tuple(bool(answer.recalled) for answer in earlier),

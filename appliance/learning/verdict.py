@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from appliance.config import GateConfig
 from appliance.learning.measure import General, Particular
@@ -21,6 +23,9 @@ NAMED = 6
 HELDOUT_FLOOR = 1.0
 """Held-out loss is compared with at least this, in nats a token. A model that repeats itself has a
 loss near nothing, and a rise from 0.10 to 0.11 is not ten percent worse."""
+
+T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
+"""Student's t that one of twenty exceeds, for 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +53,8 @@ def verdicts(judged: Judged, limits: GateConfig, against: str) -> list[Check]:
     checks.append(_probes(judged, limits, against))
     checks += _sanity(judged, limits)
     before, after = judged.reference_batch, judged.candidate_batch
-    if before.heldout is not None and after.heldout is not None:
-        rise = (after.heldout - before.heldout) / max(before.heldout, HELDOUT_FLOOR)
-        checks.append(
-            Check(
-                "heldout",
-                "Answers kept out of training",
-                rise <= limits.max_heldout_rise,
-                f"Loss {after.heldout:.3f} against {before.heldout:.3f} with {against}: "
-                f"{rise:+.1%} (limit {limits.max_heldout_rise:+.1%}).",
-                after.heldout,
-                before.heldout,
-                before.heldout + limits.max_heldout_rise * max(before.heldout, HELDOUT_FLOOR),
-            )
-        )
+    if after.heldout:
+        checks.append(_heldout(before.heldout, after.heldout, limits, against))
     if after.taught:
         checks += [_taught(before, after, limits), _rejected(before, after)]
     if after.recalled:
@@ -125,6 +118,32 @@ def _sanity(judged: Judged, limits: GateConfig) -> list[Check]:
     after = [*judged.candidate.answers, *(now for _, now in asked)]
     lengths = mean_length(judged.base.answers), mean_length(judged.candidate.answers)
     return sanity_checks(before, after, lengths, limits)
+
+
+def _heldout(before: Sequence[float], after: Sequence[float], limits: GateConfig, against: str) -> Check:
+    """Answers that were not trained on are about as likely as before.
+
+    They are few, and one of them may change much by chance: it fails when the rise is above the limit
+    with a confidence of 95%, by a one-sided t test of the differences. One alone shows nothing.
+    """
+    then, now = fmean(before), fmean(after)
+    scale, limit = max(then, HELDOUT_FLOOR), limits.max_heldout_rise
+    rise = (now - then) / scale
+    surely = 0.0
+    if len(after) > 1 and math.isfinite(rise):
+        spread = stdev((new - old) / scale for old, new in zip(before, after, strict=True))
+        surely = rise - T_95[min(len(after) - 2, len(T_95) - 1)] * spread / math.sqrt(len(after))
+    passed = math.isfinite(rise) and surely <= limit
+    doubt = " It may be chance." if passed and rise > limit else ""
+    return Check(
+        "heldout",
+        "Answers kept out of training",
+        passed,
+        f"Loss {now:.3f} against {then:.3f} with {against}: {rise:+.1%} (limit {limit:+.1%}).{doubt}",
+        now,
+        then,
+        then + limit * scale,
+    )
 
 
 def _taught(before: Particular, after: Particular, limits: GateConfig) -> Check:

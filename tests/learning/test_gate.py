@@ -31,8 +31,8 @@ ANSWERS = tuple(f"Number {number} is what comes after {number - 1}, of course." 
 GENERAL = General(20.0, (True,) * COUNT, ANSWERS, (1, 2))
 KNOWN = Answer("Bin day?", "It is Thursday.", "On Thursday.", True)
 UNKNOWN = Answer("Bin day?", "Every morning, I think.", "On Thursday.", False)
-BATCH = Particular(2.0, (Taught(-1.0, -3.0, -9.0, -9.0, -5.0),), (KNOWN,), (True,))
-BEFORE = Particular(2.0, (Taught(-4.0, -2.0, -6.0, -6.0, -3.0),), (UNKNOWN,), (True,))
+BATCH = Particular((2.0, 2.0), (Taught(-1.0, -3.0, -9.0, -9.0, -5.0),), (KNOWN,), (True,))
+BEFORE = Particular((2.0, 2.0), (Taught(-4.0, -2.0, -6.0, -6.0, -3.0),), (UNKNOWN,), (True,))
 SANITY = ("empty", "loops", "refusals", "sameness", "length")
 SAME = Judged(GENERAL, GENERAL, GENERAL, BEFORE, BATCH)
 
@@ -88,11 +88,21 @@ def test_forgotten_knowledge_fails_beyond_the_limit() -> None:
 
 
 def test_held_out_answers_must_stay_as_likely() -> None:
-    assert failed(replace(SAME, candidate_batch=replace(BATCH, heldout=2.03))) == set()
-    assert failed(replace(SAME, candidate_batch=replace(BATCH, heldout=2.05))) == {"heldout"}
-    sure = replace(SAME, reference_batch=replace(BEFORE, heldout=0.1))
-    assert failed(replace(sure, candidate_batch=replace(BATCH, heldout=0.115))) == set()
-    assert failed(replace(sure, candidate_batch=replace(BATCH, heldout=0.13))) == {"heldout"}
+    def after(*losses: float, before: float = 2.0) -> set[str]:
+        reference = replace(BEFORE, heldout=(before,) * len(losses))
+        candidate = replace(BATCH, heldout=losses)
+        return failed(replace(SAME, reference_batch=reference, candidate_batch=candidate))
+
+    assert after(2.19, 2.19) == set()
+    assert after(2.21, 2.21) == {"heldout"}
+    # So much can be chance, of so few ...
+    assert after(2.5, 2.05) == after(2.5, 2.3, 2.2) == after(9.0) == set()
+    # ... and is not when it goes on.
+    assert after(*(2.5, 2.3, 2.2) * 3) == {"heldout"}
+    assert after(float("nan"), 2.0) == after(float("inf"), 2.0) == after(float("nan")) == {"heldout"}
+    # One that was sure may be a little less so.
+    assert after(0.19, 0.19, before=0.1) == set()
+    assert after(0.21, 0.21, before=0.1) == {"heldout"}
 
 
 def test_corrections_must_be_preferred() -> None:
