@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -76,3 +77,36 @@ def test_what_a_run_left_out(home: Home, metrics: dict[str, object] | None, show
     text = render("parts/runs.html", runs=[run])
     assert ("Left out" in text) == (shown is not None)
     assert shown is None or shown in text
+
+
+@pytest.mark.parametrize(
+    ("parent", "metrics", "facts"),
+    [
+        (None, None, {"Began from": "base model"}),
+        (
+            "adapter_1",
+            {"anew": False, "repeated": 1},
+            {"Began from": "adapter_1", "Learned again": "1 earlier example"},
+        ),
+        (
+            "adapter_1",
+            {"anew": True, "repeated": 54, "stopped": 7},
+            {
+                "Stopped early": "at step 7, as answers it had not seen got worse",
+                "Began from": "base model",
+                "Learned again": "54 earlier examples",
+                "Compared with": "adapter_1",
+            },
+        ),
+    ],
+)
+def test_where_a_run_began(
+    home: Home, parent: str | None, metrics: dict[str, object] | None, facts: dict[str, str]
+) -> None:
+    store = Store.open(home)
+    run = store.runs.update(store.runs.create("person", 2, parent).id, state="failed", metrics=metrics)
+    store.close()
+    text = render("parts/runs.html", runs=[run])
+    shown = dict(re.findall(r"<dt>([^<]*)</dt><dd[^>]*>([^<]*)</dd>", text))
+    wanted = ("Stopped early", "Began from", "Learned again", "Compared with")
+    assert {title: shown[title] for title in wanted if title in shown} == facts
