@@ -26,12 +26,14 @@ class Past:
         adapter: whose knowledge it is; None for nothing but the base model.
         runs: those that taught it, to the adapter itself or to one before it.
         whole: all it knows comes from them, so it can be learned again.
-        taught: how many answers of people they learned.
+        examples: how many examples they learned, as far as these may be repeated.
+        taught: how many of them are answers of people.
     """
 
     adapter: str | None
     runs: frozenset[str]
     whole: bool
+    examples: int
     taught: int
 
     def anew(self, new: int, settings: TrainConfig) -> bool:
@@ -39,12 +41,14 @@ class Past:
         return self.whole and self.taught + new <= settings.relearn
 
     def count(self, chosen: int, new: int, settings: TrainConfig) -> int:
-        """How many earlier examples a run on `chosen` ones repeats, at most.
+        """How many earlier examples a run on `chosen` ones repeats.
 
         When it begins anew, enough for all that people taught, which are three quarters of a sample.
         """
         share = round(settings.replay_share * chosen)
-        return max(share, self.taught + self.taught // 3 + 1) if self.anew(new, settings) else share
+        if self.anew(new, settings):
+            share = max(share, self.taught + self.taught // 3 + 1)
+        return min(share, self.examples)
 
 
 def past(store: Store, serving: str | None) -> Past:
@@ -67,7 +71,7 @@ def past(store: Store, serving: str | None) -> Past:
             break
         runs.add(row.run_id)
         name = row.parent
-    return Past(adapter, frozenset(runs), whole, store.examples.count_taught(runs))
+    return Past(adapter, frozenset(runs), whole, *store.examples.count_replayable(runs))
 
 
 def count_new(examples: Sequence[Example]) -> int:

@@ -134,6 +134,37 @@ def give_back(
         return end_run(store, run, state, reason)
 
 
+def end_stopped(store: Store, config: Config, run: Run, *, shutdown: bool) -> Run:
+    """End a run that was stopped: its examples are pending again.
+
+    Args:
+        store: where.
+        config: how long no run starts by itself after a person stopped one.
+        run: the run.
+        shutdown: the box is shutting down; its attempt does not count.
+    """
+    with store.transaction():
+        held = tuple(example.id for example in store.examples.held(run.id))
+        store.examples.release(run.id)
+        if not shutdown:
+            pause = config.lora.batch_timeout_minutes * 60
+            save_retry(store.settings, Retry(time.time() + pause))
+            return end_run(store, run, "cancelled", "It was cancelled.")
+        if run.attempt > 1:
+            earlier = load_retry(store.settings)
+            failed = earlier.failed if earlier else ()
+            save_retry(store.settings, Retry(time.time(), held, run.attempt, failed))
+        return end_run(store, run, "cancelled", "The box was shut down.")
+
+
+def end_untrained(store: Store, run: Run, reason: str) -> Run:
+    """End a run without a trainer. Its examples leave the queue: they would be no better next time."""
+    with store.transaction():
+        store.examples.mark_used(run.id)
+        save_retry(store.settings, None)
+        return end_run(store, run, "cancelled", reason)
+
+
 def _other_waiting(store: Store) -> Retry | None:
     """The batch that waits to be tried again, as far as it is in the queue and no run has it."""
     retry = load_retry(store.settings)

@@ -40,7 +40,17 @@ from appliance.learning.judge import Judge
 from appliance.learning.progress import RunProgress, Tracker, Watch
 from appliance.learning.replay import count_new, past
 from appliance.learning.resumption import Resumption
-from appliance.learning.retry import MEMORY, Retry, adjusted, end_run, give_back, load_retry, save_retry
+from appliance.learning.retry import (
+    MEMORY,
+    Retry,
+    adjusted,
+    end_run,
+    end_stopped,
+    end_untrained,
+    give_back,
+    load_retry,
+    save_retry,
+)
 from appliance.learning.selection import Selection, describe, select
 from appliance.learning.trainer import (
     CANDIDATE,
@@ -54,7 +64,6 @@ from appliance.learning.yielding import Yielding
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
-from appliance.store.examples import Example
 from appliance.store.runs import Run, Trigger
 
 logger = logging.getLogger(__name__)
@@ -171,7 +180,9 @@ class Runner:
                     run = self._train(run)
                 run = self._settle(run, self._judge(run))
             except _NothingToTrain as nothing:
-                return self._settle_untrained(run, str(nothing))
+                run = end_untrained(self._store, run, str(nothing))
+                self._tell(run)
+                return run
             except ChildStopped:
                 return self._cancelled(run)
             except (ChildTooLarge, ChildKilled) as error:
@@ -359,7 +370,7 @@ class Runner:
         with self._store.transaction():
             self._store.examples.mark_used(run.id)
             save_retry(self._store.settings, None)
-            run = self._end(run, "promoted", report["summary"])
+            run = end_run(self._store, run, "promoted", report["summary"])
         self._tell(run)
         return run
 
@@ -426,35 +437,9 @@ class Runner:
         return run
 
     def _cancelled(self, run: Run) -> Run:
-        with self._store.transaction():
-            ids: Sequence[Example] = self._store.examples.held(run.id)
-            self._store.examples.release(run.id)
-            if self._closing:
-                reason = "The box was shut down."
-                if run.attempt > 1:
-                    earlier = load_retry(self._store.settings)
-                    failed = earlier.failed if earlier else ()
-                    kept = tuple(example.id for example in ids)
-                    save_retry(self._store.settings, Retry(time.time(), kept, run.attempt, failed))
-            else:
-                reason = "It was cancelled."
-                pause = self._config.lora.batch_timeout_minutes * 60
-                save_retry(self._store.settings, Retry(time.time() + pause))
-            run = self._end(run, "cancelled", reason)
+        run = end_stopped(self._store, self._config, run, shutdown=self._closing)
         self._tell(run)
         return run
-
-    def _settle_untrained(self, run: Run, reason: str) -> Run:
-        """End a run without a trainer. Its examples leave the queue: they would be no better next time."""
-        with self._store.transaction():
-            self._store.examples.mark_used(run.id)
-            save_retry(self._store.settings, None)
-            run = self._end(run, "cancelled", reason)
-        self._tell(run)
-        return run
-
-    def _end(self, run: Run, state: str, reason: str) -> Run:
-        return end_run(self._store, run, state, reason)
 
     def _tell(self, run: Run) -> None:
         discard(self._directory(run))

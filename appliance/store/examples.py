@@ -278,9 +278,10 @@ class Examples:
             (run_id,),
         )
 
-    def count_taught(self, runs: Iterable[str]) -> int:
-        """How many answers of people these runs learned, as far as `replay` may give them."""
-        return sum(taught for _, taught in self._replayable(runs))
+    def count_replayable(self, runs: Iterable[str]) -> tuple[int, int]:
+        """How many examples of these runs `replay` may give, and how many of them people taught."""
+        found = self._replayable(runs)
+        return len(found), sum(taught for _, taught in found)
 
     def replay(self, n: int, seed: int, runs: Iterable[str]) -> ExampleList:
         """Up to `n` examples that these runs learned, oldest first; the same for the same seed and store.

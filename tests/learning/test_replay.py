@@ -59,9 +59,9 @@ def test_what_is_known_comes_from_the_runs_behind_the_adapter(store: Store) -> N
     one = adapter(store, "A", None, [taught(store, "What is one?")])
     two = adapter(store, "B", "A", [taught(store, "What is two?"), taught(store, "What is three?")])
     adapter(store, "C", "A", [taught(store, "What is four?")])
-    assert past(store, "B") == Past("B", frozenset({one, two}), whole=True, taught=3)
-    assert past(store, "A") == Past("A", frozenset({one}), whole=True, taught=1)
-    assert past(store, None) == Past(None, frozenset(), whole=True, taught=0)
+    assert past(store, "B") == Past("B", frozenset({one, two}), whole=True, examples=3, taught=3)
+    assert past(store, "A") == Past("A", frozenset({one}), whole=True, examples=1, taught=1)
+    assert past(store, None) == Past(None, frozenset(), whole=True, examples=0, taught=0)
 
 
 def test_an_adapter_that_no_run_made_can_only_be_gone_on_from(store: Store) -> None:
@@ -77,20 +77,21 @@ def test_a_model_that_changed_learns_it_again_and_what_a_person_took_back_stays_
     run = adapter(store, "A", None, [taught(store, "What is one?")])
     store.adapters.record_switch("A", "learned", "appliance")
     store.adapters.record_switch(None, "found at the start", "appliance")
-    assert past(store, None) == Past("A", frozenset({run}), whole=True, taught=1)
+    assert past(store, None) == Past("A", frozenset({run}), whole=True, examples=1, taught=1)
     store.adapters.record_switch("A", "promoted", "owner")
     store.adapters.record_switch(None, "rolled back", "owner")
-    assert past(store, None) == Past(None, frozenset(), whole=True, taught=0)
+    assert past(store, None) == Past(None, frozenset(), whole=True, examples=0, taught=0)
 
 
 def test_it_begins_anew_as_long_as_all_fits() -> None:
     settings = TrainConfig(relearn=10, replay_share=0.5)
-    some = Past("A", frozenset({"run"}), whole=True, taught=9)
+    some = Past("A", frozenset({"run"}), whole=True, examples=30, taught=9)
     assert some.anew(1, settings)
     assert some.count(4, 1, settings) == 13  # three quarters of which, rounded up, are 10
     assert some.count(40, 1, settings) == 20
     assert not some.anew(2, settings)
     assert some.count(40, 2, settings) == 20
+    assert some.count(400, 2, settings) == 30  # there are no more
     assert not some.anew(0, TrainConfig(relearn=0))
 
 

@@ -20,8 +20,8 @@ import pytest
 
 from appliance.errors import Conflict, InvalidRequest, StorageFull
 from appliance.home import Home
+from appliance.learning import run as run_module
 from appliance.learning.retry import GENTLER, load_retry
-from appliance.learning.run import Runner
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.runs import Run
@@ -335,15 +335,15 @@ async def test_an_outcome_that_cannot_be_stored_is_taken_up_later(
     monkeypatch.setattr("appliance.learning.service.RECOVER_SECONDS", 0.5)
     async with running(home, bundle, OFF, writes(tmp_path, bundle, 1e-4)) as box:
         given = fill(box.store)
-        real, calls = Runner._end, []
+        real, calls = run_module.end_run, []
 
-        def full_once(self: Runner, *args: Any) -> Run:
+        def full_once(*args: Any) -> Run:
             calls.append(args)
             if len(calls) == 1:
                 raise StorageFull("full")
-            return real(self, *args)
+            return real(*args)
 
-        monkeypatch.setattr(Runner, "_end", full_once)
+        monkeypatch.setattr(run_module, "end_run", full_once)
         await box.start_run()
         run = await first(box)
         assert run.state == "promoted"
