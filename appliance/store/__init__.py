@@ -13,6 +13,7 @@ from appliance.files import storage_errors
 from appliance.home import Home
 from appliance.store.adapters import Adapters
 from appliance.store.audit import Audit
+from appliance.store.browse import Browse
 from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
@@ -31,6 +32,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.examples = Examples(database)
+        self.browse = Browse(database)
         self.runs = Runs(database)
         self.adapters = Adapters(database)
         self.keys = Keys(database)
