@@ -14,6 +14,7 @@ from appliance.home import Home
 from appliance.store.adapters import Adapters
 from appliance.store.audit import Audit
 from appliance.store.browse import Browse
+from appliance.store.bulk import Bulk
 from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
@@ -33,6 +34,7 @@ class Store:
         self.database = database
         self.examples = Examples(database)
         self.browse = Browse(database)
+        self.bulk = Bulk(database)
         self.runs = Runs(database)
         self.adapters = Adapters(database)
         self.keys = Keys(database)
