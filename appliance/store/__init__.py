@@ -23,6 +23,7 @@ from appliance.store.keys import Keys
 from appliance.store.ratings import Ratings
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
+from appliance.store.transfer import Transfer
 
 __all__ = ["Store"]
 
@@ -35,6 +36,7 @@ class Store:
         self.examples = Examples(database)
         self.browse = Browse(database)
         self.bulk = Bulk(database)
+        self.transfer = Transfer(database)
         self.runs = Runs(database)
         self.adapters = Adapters(database)
         self.keys = Keys(database)
