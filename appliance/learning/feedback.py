@@ -23,12 +23,11 @@ from appliance.learning.critique import (
 )
 from appliance.store import Store
 from appliance.store.completions import StoredCompletion
+from appliance.store.example import MAX_WEIGHT
 from appliance.store.examples import Example, Kind, NewExample
 from appliance.store.normalise import normalise
 
 __all__ = ["MAX_WEIGHT", "Feedback", "accept_review", "discard_review", "draft_critique", "give_feedback"]
-
-MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from appliance.files import storage_errors
 from appliance.home import Home
 from appliance.store.adapters import Adapters
 from appliance.store.audit import Audit
+from appliance.store.browse import Browse
+from appliance.store.bulk import Bulk
 from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
@@ -21,6 +23,7 @@ from appliance.store.keys import Keys
 from appliance.store.ratings import Ratings
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
+from appliance.store.transfer import Transfer
 
 __all__ = ["Store"]
 
@@ -31,6 +34,9 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.examples = Examples(database)
+        self.browse = Browse(database)
+        self.bulk = Bulk(database)
+        self.transfer = Transfer(database)
         self.runs = Runs(database)
         self.adapters = Adapters(database)
         self.keys = Keys(database)

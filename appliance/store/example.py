@@ -10,8 +10,10 @@ from appliance.store.rows import from_json
 
 Kind = Literal["automatic", "praise", "correction", "critique"]
 State = Literal["pending", "training", "used", "review", "superseded", "excluded", "parked"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 STATES: tuple[State, ...] = get_args(State)
 
+MAX_WEIGHT = 1000.0
 DRAFT_NOTE = "draft:"
 """Start of the note of a critique whose target was drafted by the model and not yet seen by a person."""
 

@@ -55,21 +55,30 @@ class Examples:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def add(self, new: NewExample, unmasked: NewExample | None = None) -> Example:
+    def add(
+        self,
+        new: NewExample,
+        unmasked: NewExample | None = None,
+        *,
+        id: str | None = None,
+        created: float | None = None,
+    ) -> Example:
         """Store an example; it is on disk when this returns.
 
         Args:
             new: what to store.
             unmasked: the same before private texts in it were masked. None of it is stored, but
                 feedback finds the example by hashes of what was really said.
+            id: its id, when it has one already; nothing in the store may have it.
+            created: when it was really said, when that was not just now.
 
         Raises:
             InvalidRequest: a text is not valid Unicode, or the weight not finite.
             StorageFull: the disk is full; nothing was stored.
         """
         example = Example(
-            id=f"ex_{secrets.token_hex(12)}",
-            created=time.time(),
+            id=id or f"ex_{secrets.token_hex(12)}",
+            created=time.time() if created is None else created,
             kind=new.kind,
             state=new.state,
             query=valid_text(new.query, "query"),

@@ -9,6 +9,11 @@ from __future__ import annotations
 import sqlite3
 
 from appliance.errors import Unavailable
+from appliance.store.normalise import searchable
+
+# Part of step 5.
+_SEARCHED = ("query", "response", "target", "feedback", "correction", "note")
+_NEW_TEXT = f"searchable({', '.join(f'new.{name}' for name in _SEARCHED)})"
 
 STEPS: tuple[tuple[str, ...], ...] = (
     # 1: everything the first release needs.
@@ -188,6 +193,39 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX completions_adapter ON completions (adapter, created)",
     ),
+    # 5: browsing. Each index begins with the state and one order, and holds all that is filtered by, so
+    # that a page neither sorts nor looks at rows it does not show. `example_texts` is what a search looks
+    # at: a plain narrow table, because what is deleted from it is really gone. An index of SQLite's FTS5
+    # keeps the words of deleted rows until it merges its segments, takes four times the room of the text,
+    # and finds parts of words only by writing every three letters. Triggers keep the table true whoever
+    # writes; `searchable` is ours, because SQLite's lower() knows no letters but ASCII's.
+    (
+        """
+        CREATE INDEX examples_by_date
+        ON examples (state, created, seq, kind, device, weight, masked)
+        """,
+        """
+        CREATE INDEX examples_by_weight
+        ON examples (state, weight, created, seq, kind, device, masked)
+        """,
+        "CREATE TABLE example_texts (seq INTEGER PRIMARY KEY, folded TEXT NOT NULL) STRICT",
+        f"INSERT INTO example_texts SELECT seq, searchable({', '.join(_SEARCHED)}) FROM examples",
+        f"""
+        CREATE TRIGGER examples_written AFTER INSERT ON examples BEGIN
+            INSERT INTO example_texts VALUES (new.seq, {_NEW_TEXT});
+        END
+        """,
+        f"""
+        CREATE TRIGGER examples_rewritten AFTER UPDATE OF {", ".join(_SEARCHED)} ON examples BEGIN
+            UPDATE example_texts SET folded = {_NEW_TEXT} WHERE seq = new.seq;
+        END
+        """,
+        """
+        CREATE TRIGGER examples_deleted AFTER DELETE ON examples BEGIN
+            DELETE FROM example_texts WHERE seq = old.seq;
+        END
+        """,
+    ),
 )
 
 
@@ -202,6 +240,8 @@ def migrate(connection: sqlite3.Connection, steps: tuple[tuple[str, ...], ...] =
     Raises:
         Unavailable: the database was written by a newer release.
     """
+    # Steps and triggers call it. Whoever changes what it gives adds a step that fills the table anew.
+    connection.create_function("searchable", -1, searchable, deterministic=True)
     while True:
         # The lock is taken before looking, so that two processes opening a fresh home don't both
         # apply a step.

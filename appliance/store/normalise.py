@@ -1,4 +1,4 @@
-"""When two texts count as the same question or the same answer."""
+"""When two texts count as the same question or the same answer, and what a search looks at."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ _LEADING = _BOTH_SIDES + "¿¡ "
 _TRAILING = _BOTH_SIDES + ".,;:!?\u3002\u3001\uff01\uff1f "
 
 
+def fold(text: str) -> str:
+    """Casefold and collapse white space."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def searchable(*texts: str | None) -> str:
+    """What a search looks at: the folded texts, each once, a line each."""
+    return "\n".join(dict.fromkeys(fold(text) for text in texts if text))
+
+
 def normalise(text: str) -> str:
     """Casefold, collapse white space, strip surrounding punctuation.
 
     A text of nothing but punctuation is kept as it is, so that "?" and "!" differ.
     """
-    flat = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    flat = fold(text)
     return flat.lstrip(_LEADING).rstrip(_TRAILING) or flat
 
 
