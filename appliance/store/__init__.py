@@ -13,6 +13,7 @@ from appliance.files import storage_errors
 from appliance.home import Home
 from appliance.store.adapters import Adapters
 from appliance.store.audit import Audit
+from appliance.store.changes import Changes
 from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
@@ -39,6 +40,7 @@ class Store:
         self.forgotten = Forgotten(database)
         self.audit = Audit(database)
         self.settings = Settings(database)
+        self.changes = Changes(database)
 
     @classmethod
     def open(cls, home: Home) -> Store:
