@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -390,9 +391,14 @@ def _explain(item: Any) -> str:
     key = ".".join(loc)
     if item["type"] != "extra_forbidden":
         return f"{key}: {item['msg']} (got {item['input']!r})"
+    return f"{key}: {unknown_key(loc)}"
+
+
+def unknown_key(loc: Sequence[str]) -> str:
+    """That there is no such key, and which may have been meant."""
     known: list[str] = list(Config.model_fields)
     if len(loc) == 2:
         known = list(type(getattr(Config(), loc[0])).model_fields)
     near = difflib.get_close_matches(loc[-1], known, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}."
-    return f"{key}: unknown key; {hint}"
+    return f"unknown key; {hint}"
