@@ -46,6 +46,7 @@ from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.origin import is_loopback
+from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
 from appliance.store.mirror import QueueMirror
 from appliance.store.owner import password_set
@@ -75,6 +76,7 @@ class Parts:
     switch: Switch
     collector: Collector
     learning: Learning
+    settings: SettingsEditor
 
 
 def build(home: Home, config: Config) -> Parts:
@@ -110,6 +112,7 @@ def build(home: Home, config: Config) -> Parts:
         switch=switch,
         collector=Collector(store, config, events),
         learning=Learning(home, config, store, registry, bundle, engine, switch, events),
+        settings=SettingsEditor(home, store, config),
     )
 
 

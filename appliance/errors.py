@@ -6,6 +6,8 @@ message says what is wrong *and* what to do. `status` is the HTTP status it maps
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ShammahError(Exception):
     """Base of the family.
@@ -105,6 +107,23 @@ class ConfigError(ShammahError):
     def __init__(self, *problems: str, param: str | None = None) -> None:
         super().__init__("; ".join(problems), param=param)
         self.problems = problems
+
+
+class InvalidSettings(InvalidRequest):
+    """Changes of settings that cannot be saved.
+
+    Attributes:
+        problems: what is wrong, by key; under a section's name what concerns several of its keys.
+    """
+
+    code = "invalid_settings"
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        super().__init__(
+            "; ".join(f"{key}: {problem}" if key else problem for key, problem in problems.items()),
+            param=next(iter(problems), None),
+        )
+        self.problems = dict(problems)
 
 
 class BundleError(ShammahError):

@@ -15,6 +15,7 @@ from appliance.store.adapters import Adapters
 from appliance.store.audit import Audit
 from appliance.store.browse import Browse
 from appliance.store.bulk import Bulk
+from appliance.store.changes import Changes
 from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
@@ -45,6 +46,7 @@ class Store:
         self.forgotten = Forgotten(database)
         self.audit = Audit(database)
         self.settings = Settings(database)
+        self.changes = Changes(database)
 
     @classmethod
     def open(cls, home: Home) -> Store:

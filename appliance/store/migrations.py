@@ -226,6 +226,19 @@ STEPS: tuple[tuple[str, ...], ...] = (
         END
         """,
     ),
+    # 6: what was changed in config.toml through the console. `differences` is JSON, a list of key, old, new;
+    # `undoes` the change that this one took back.
+    (
+        """
+        CREATE TABLE changes (
+            seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+            at          REAL NOT NULL,
+            actor       TEXT NOT NULL,
+            undoes      INTEGER REFERENCES changes (seq),
+            differences TEXT NOT NULL
+        ) STRICT
+        """,
+    ),
 )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from appliance.config import Config, parse_config
+import appliance
+from appliance.config import RELOADED, Config, parse_config
 from appliance.errors import ConfigError
 from appliance.home import Home
 
@@ -84,6 +87,39 @@ def test_lines(text: str, line: int) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(text)
     assert caught.value.problems[0].startswith(f"config.toml line {line}: ")
+
+
+@pytest.mark.parametrize("number", ["inf", "1e999"])
+@pytest.mark.parametrize("key", [f"{s}.{k}" for s, of in Config() for k, v in of if type(v) in (int, float)])
+def test_no_number_is_infinite(key: str, number: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"{key} = {number}")
+    assert caught.value.param == key
+
+
+def test_a_port_that_no_machine_has() -> None:
+    assert parse_config('server.bind = "[::1]:65535"').server.bind == "[::1]:65535"
+    with pytest.raises(ConfigError, match="65535"):
+        parse_config('server.bind = "127.0.0.1:65536"')
+
+
+@pytest.mark.parametrize(
+    "text", ["[model]\nqueue = " + "9" * 5000, "a = " + "[" * 5000], ids=["long", "deep"]
+)
+def test_what_the_reader_of_toml_trips_over_is_a_problem_like_any_other(text: str) -> None:
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        parse_config(text)
+
+
+def test_no_part_of_the_daemon_reads_the_file_again() -> None:
+    """The room `settings` does, to show and change it, but nothing takes a value from it before a restart."""
+    package = Path(appliance.__file__).parent
+    readers = {
+        source.relative_to(package).parts[0]
+        for source in package.rglob("*.py")
+        if re.search(r"\b(load_config|parse_config)\b", source.read_text(encoding="utf-8"))
+    }
+    assert RELOADED or readers == {"commands", "config.py", "settings"}
 
 
 def test_broken_toml_names_the_line() -> None:

@@ -1,0 +1,1 @@
+"""What the owner can set: every key described for a form, and changes of config.toml, checked and kept."""

@@ -1,0 +1,61 @@
+"""What the models cannot know: whether this box would start, and train, with changed settings.
+
+A value that is fine by itself can still lock its owner out: the daemon would not come up again, and with it
+the page to correct that. So the console refuses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Collection
+
+from appliance.config import Config
+from appliance.errors import BundleError, Unavailable
+from appliance.home import Home
+from appliance.learning.backend import trainer_program
+from appliance.model.bundle import load_bundle
+from appliance.model.source import DEFAULT_NAME
+from appliance.origin import is_loopback
+from appliance.store import Store
+from appliance.store.owner import password_set
+
+
+def problems(config: Config, changed: Collection[str], home: Home, store: Store) -> dict[str, str]:
+    """What speaks against starting with `config`, by key. Only what was changed is looked at."""
+    found: dict[str, str] = {}
+    if "server.bind" in changed and (problem := _address(config.server.bind, store)):
+        found["server.bind"] = problem
+    # The default model is imported when it is not there.
+    if "model.name" in changed and config.model.name != DEFAULT_NAME:
+        try:
+            load_bundle(home.models / config.model.name)
+        except BundleError as error:
+            found["model.name"] = error.message
+    # What `auto` stands for is decided by each run.
+    if {"train.backend", "train.ort_python"} & set(changed) and config.train.backend != "auto":
+        try:
+            trainer_program(config.train)
+        except Unavailable as error:
+            found[error.param or "train.backend"] = error.message
+    return found
+
+
+def _address(bind: str, store: Store) -> str | None:
+    host, _, port = bind.rpartition(":")
+    host = host.strip("[]")
+    if not is_loopback(host) and not (password_set(store) and store.keys.count()):
+        return (
+            f"{host} can be reached from the network, but this box has no admin password or no device key "
+            "yet. Run `shammah console password` and `shammah keys create NAME` first."
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, int(port)), family=family).close()
+    except UnicodeError:
+        return f"{host} is no name of a machine."
+    except OSError as error:
+        # In use: most likely by this very daemon.
+        if error.errno != errno.EADDRINUSE:
+            return f"The box cannot listen on {host} port {port}: {error.strerror or error}."
+    return None
