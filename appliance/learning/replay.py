@@ -23,14 +23,12 @@ class Past:
     """What the next run builds on.
 
     Attributes:
-        adapter: whose knowledge it is; None for nothing but the base model.
-        runs: those that taught it, to the adapter itself or to one before it.
+        runs: those that taught the adapter in service, or one before it.
         whole: all it knows comes from them, so it can be learned again.
         examples: how many examples they learned, as far as these may be repeated.
         taught: how many of them are answers of people.
     """
 
-    adapter: str | None
     runs: frozenset[str]
     whole: bool
     examples: int
@@ -51,19 +49,23 @@ class Past:
         return min(share, self.examples)
 
 
-def past(store: Store, serving: str | None) -> Past:
-    """What the adapter in service knows.
+def ancestor(store: Store, serving: str | None) -> str | None:
+    """The adapter whose knowledge the next one takes over: the one in service.
 
     When the box fell back to the base model by itself (the adapter's file broke, or the owner changed the
-    model), it is what the adapter before knew; not so when a person took that out of service.
+    model), it is the one before; not so when a person took that out of service.
     """
-    adapter = serving
     if serving is None:
         last = store.adapters.switches(1)
         if last and last[0].to is None and last[0].actor == APPLIANCE:
-            adapter = last[0].from_
+            return last[0].from_
+    return serving
+
+
+def past(store: Store, serving: str | None) -> Past:
+    """What the next run builds on while that adapter is in service."""
     runs: set[str] = set()
-    whole, name = True, adapter
+    whole, name = True, ancestor(store, serving)
     while name is not None:
         row = store.adapters.get(name)
         if row is None or row.run_id is None or row.run_id in runs:
@@ -71,7 +73,7 @@ def past(store: Store, serving: str | None) -> Past:
             break
         runs.add(row.run_id)
         name = row.parent
-    return Past(adapter, frozenset(runs), whole, *store.examples.count_replayable(runs))
+    return Past(frozenset(runs), whole, *store.examples.count_replayable(runs))
 
 
 def count_new(examples: Sequence[Example]) -> int:

@@ -34,11 +34,11 @@ from appliance.learning.child import (
     ChildTooLarge,
     kill_orphans,
 )
-from appliance.learning.estimate import Estimate, gate_seconds, pace, recipe
+from appliance.learning.estimate import Estimate, Pace, gate_seconds, pace, recipe
 from appliance.learning.faults import Fault
 from appliance.learning.judge import Judge
 from appliance.learning.progress import RunProgress, Tracker, Watch
-from appliance.learning.replay import count_new, past
+from appliance.learning.replay import ancestor, count_new, past
 from appliance.learning.resumption import Resumption
 from appliance.learning.retry import (
     MEMORY,
@@ -164,11 +164,17 @@ class Runner:
     def estimate(self, examples: int) -> Estimate | None:
         """What a run on so many new examples would take; None before the first run of this recipe."""
         settings = self._settings()
-        known = pace(self._store.runs.list(RUNS_READ), recipe(settings, self._bundle.manifest.base_hash))
+        known = self._pace(settings)
         if known is None:
             return None
         repeated = past(self._store, self._registry.current()).count(examples, 0, settings)
         return known.estimate(examples + repeated)
+
+    @property
+    def memory_mb(self) -> float:
+        """What the next run will need, whatever it trains on; 0 before the first of this recipe."""
+        known = self._pace(self._settings())
+        return known.memory_mb if known else 0.0
 
     def carry_out(self, run: Run) -> Run:
         """Train, judge, and promote or reject, from where it is. Never raises for what a run may meet."""
@@ -246,22 +252,20 @@ class Runner:
         directory.mkdir(mode=0o700, exist_ok=True)
         retry = load_retry(self._store.settings)
         settings = adjusted(self._settings(), run.attempt, retry.failed if retry else ())
-        selection = self._select(run)
-        chosen = selection.kept
+        chosen = self._select(run).kept
         known, new = past(self._store, run.parent), count_new(chosen)
         count, draw = known.count(len(chosen), new, settings), settings.seed + len(known.runs)
         replay = self._store.examples.replay(count, draw, known.runs)
         freeze_batch(directory / EXAMPLES, chosen, replay, settings.heldout_share, settings.seed)
         prepare(directory, settings)
-        metrics: dict[str, Any] = {"repeated": len(replay), "anew": known.anew(new, settings)}
-        if selection.left_out:
-            metrics["left_out"] = selection.counts
+        metrics = self._store.runs.get(run.id).metrics or {}  # what was left out
+        metrics |= {"repeated": len(replay), "anew": known.anew(new, settings)}
         return self._store.runs.update(run.id, state="training", started=time.time(), metrics=metrics)
 
     def _train(self, run: Run) -> Run:
         known = run.metrics or {}
         kind = recipe(load_settings(self._directory(run)), self._bundle.manifest.base_hash)
-        examples = run.examples - sum(known.get("left_out", {}).values()) + known.get("repeated", 0)
+        examples = _chosen(run) + known.get("repeated", 0)
         anew = known.get("anew", False)
         watch = Watch(self._tracker, self._child, pace(self._store.runs.list(RUNS_READ), kind), examples)
         watch.begin(run.id)
@@ -333,7 +337,7 @@ class Runner:
                     base_hash=adapter.meta.base_hash,
                     rank=adapter.meta.rank,
                     run_id=run.id,
-                    parent=past(self._store, run.parent).adapter,
+                    parent=ancestor(self._store, run.parent),
                     state="accepted" if report["passed"] else "rejected",
                     report=report,
                 )
@@ -362,8 +366,7 @@ class Runner:
             )
             return self._give_back(run, "rejected", reason, again=True)
         try:
-            learned = run.examples - sum((run.metrics or {}).get("left_out", {}).values())
-            self._promote(name, f"learned from {learned} examples", tuple(report["fingerprint"]))
+            self._promote(name, f"learned from {_chosen(run)} examples", tuple(report["fingerprint"]))
         except ShammahError as error:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be switched to: {error.message}")
@@ -459,11 +462,21 @@ class Runner:
         """Of the next run."""
         return decided(self._config.train, self._bundle)
 
+    def _pace(self, settings: TrainConfig) -> Pace | None:
+        """How earlier runs went that were as the next with these settings."""
+        return pace(self._store.runs.list(RUNS_READ), recipe(settings, self._bundle.manifest.base_hash))
+
     def _directory(self, run: Run) -> Path:
         return self._home.runs / run.id
 
     def _note_pid(self, run: Run, pid: int) -> None:
         self._store.runs.update(run.id, pid=pid)
+
+
+def _chosen(run: Run) -> int:
+    """How many of its examples the run trains on or is judged by: all but what it leaves out."""
+    left_out: dict[str, int] = (run.metrics or {}).get("left_out", {})
+    return run.examples - sum(left_out.values())
 
 
 def _reason(error: Exception) -> str:

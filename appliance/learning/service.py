@@ -382,8 +382,7 @@ class Learning:
         return run
 
     def _shortage(self, person: bool) -> Deferral | None:
-        expected = self._runner.estimate(0)
-        needs = expected.memory_mb if expected else 0.0
+        needs = self._runner.memory_mb
         return check_resources(self._config.resources, self._home.root, person=person, needs_mb=needs)
 
     def _defer(self, deferral: Deferral) -> None:

@@ -43,10 +43,14 @@ _NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND note LIKE '{DRAFT_
 _NOT_REJECTED = (
     "NOT EXISTS (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
 )
+_TAUGHT = "kind IN ('correction', 'critique')"
+_REPLAYABLE = (
+    "state = 'used' AND run_id IN (SELECT value FROM json_each(?))"
+    f" AND superseded_by IS NULL AND left_out IS NULL AND {_NOT_REJECTED}"
+)
 
 QueueIndex: TypeAlias = list[tuple[int, int]]
 Messages: TypeAlias = list[dict[str, Any]]
-Replayable: TypeAlias = list[tuple[int, bool]]
 
 
 class Examples:
@@ -289,8 +293,10 @@ class Examples:
 
     def count_replayable(self, runs: Iterable[str]) -> tuple[int, int]:
         """How many examples of these runs `replay` may give, and how many of them people taught."""
-        found = self._replayable(runs)
-        return len(found), sum(taught for _, taught in found)
+        (row,) = self._db.all(
+            f"SELECT count(*), total({_TAUGHT}) FROM examples e WHERE {_REPLAYABLE}", (json.dumps([*runs]),)
+        )
+        return int(row[0]), int(row[1])
 
     def replay(self, n: int, seed: int, runs: Iterable[str]) -> ExampleList:
         """Up to `n` examples that these runs learned, oldest first; the same for the same seed and store.
@@ -300,8 +306,11 @@ class Examples:
 
         Not among them is what its run left out, and what people have superseded or rejected since.
         """
-        rows = self._replayable(runs)
-        taught, own = ([seq for seq, kind in rows if kind is wanted] for wanted in (True, False))
+        rows = self._db.all(
+            f"SELECT seq, {_TAUGHT} FROM examples e WHERE {_REPLAYABLE} ORDER BY seq",
+            (json.dumps([*runs]),),
+        )
+        taught, own = ([seq for seq, kind in rows if bool(kind) is wanted] for wanted in (True, False))
         n = max(n, 0)
         most = max(n - n // 4, n - len(own))
         draw = random.Random(seed)
@@ -310,16 +319,6 @@ class Examples:
         return self._select(
             "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq", (json.dumps(chosen),)
         )
-
-    def _replayable(self, runs: Iterable[str]) -> Replayable:
-        """Number of each example that may be repeated, and whether a person taught it; oldest first."""
-        rows = self._db.all(
-            "SELECT seq, kind IN ('correction', 'critique') FROM examples e WHERE state = 'used'"
-            " AND run_id IN (SELECT value FROM json_each(?))"
-            f" AND superseded_by IS NULL AND left_out IS NULL AND {_NOT_REJECTED} ORDER BY seq",
-            (json.dumps([*runs]),),
-        )
-        return [(seq, bool(kind)) for seq, kind in rows]
 
     # -- what feedback does to earlier examples -----------------------------------------------
 

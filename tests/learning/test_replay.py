@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from appliance.config import TrainConfig
 from appliance.home import Home
-from appliance.learning.replay import Past, past
+from appliance.learning.replay import Past, ancestor, past
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
@@ -59,9 +58,12 @@ def test_what_is_known_comes_from_the_runs_behind_the_adapter(store: Store) -> N
     one = adapter(store, "A", None, [taught(store, "What is one?")])
     two = adapter(store, "B", "A", [taught(store, "What is two?"), taught(store, "What is three?")])
     adapter(store, "C", "A", [taught(store, "What is four?")])
-    assert past(store, "B") == Past("B", frozenset({one, two}), whole=True, examples=3, taught=3)
-    assert past(store, "A") == Past("A", frozenset({one}), whole=True, examples=1, taught=1)
-    assert past(store, None) == Past(None, frozenset(), whole=True, examples=0, taught=0)
+    assert ancestor(store, "B") == "B"
+    assert past(store, "B") == Past(frozenset({one, two}), whole=True, examples=3, taught=3)
+    assert ancestor(store, "A") == "A"
+    assert past(store, "A") == Past(frozenset({one}), whole=True, examples=1, taught=1)
+    assert ancestor(store, None) is None
+    assert past(store, None) == Past(frozenset(), whole=True, examples=0, taught=0)
 
 
 def test_an_adapter_that_no_run_made_can_only_be_gone_on_from(store: Store) -> None:
@@ -77,15 +79,17 @@ def test_a_model_that_changed_learns_it_again_and_what_a_person_took_back_stays_
     run = adapter(store, "A", None, [taught(store, "What is one?")])
     store.adapters.record_switch("A", "learned", "appliance")
     store.adapters.record_switch(None, "found at the start", "appliance")
-    assert past(store, None) == Past("A", frozenset({run}), whole=True, examples=1, taught=1)
+    assert ancestor(store, None) == "A"
+    assert past(store, None) == Past(frozenset({run}), whole=True, examples=1, taught=1)
     store.adapters.record_switch("A", "promoted", "owner")
     store.adapters.record_switch(None, "rolled back", "owner")
-    assert past(store, None) == Past(None, frozenset(), whole=True, examples=0, taught=0)
+    assert ancestor(store, None) is None
+    assert past(store, None) == Past(frozenset(), whole=True, examples=0, taught=0)
 
 
 def test_it_begins_anew_as_long_as_all_fits() -> None:
     settings = TrainConfig(relearn=10, replay_share=0.5)
-    some = Past("A", frozenset({"run"}), whole=True, examples=30, taught=9)
+    some = Past(frozenset({"run"}), whole=True, examples=30, taught=9)
     assert some.anew(1, settings)
     assert some.count(4, 1, settings) == 13  # three quarters of which, rounded up, are 10
     assert some.count(40, 1, settings) == 20
@@ -138,4 +142,3 @@ async def test_runs_begin_anew_repeat_what_is_known_and_go_on_when_told_to(
         assert Path(parent).stem == third.adapter
         assert (fourth.metrics or {})["anew"] is False
         assert set(frozen(home, fourth).values()) == {"replay", "train"}
-    shutil.rmtree(made)
