@@ -323,6 +323,12 @@ class CollectConfig(Section):
 class ConsoleConfig(Section):
     """`[console]`: the owner's pages."""
 
+    name: AtUse[str] = Field(
+        "Shammah",
+        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,38}[^\s\x00-\x1f\x7f])?$",
+        examples=["Kitchen box"],
+        description="What the box is called, on its pages.",
+    )
     session_hours: AtUse[Positive] = Field(12, description="An owner's login lasts this long.")
 
 

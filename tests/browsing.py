@@ -35,6 +35,19 @@ def violations(page: Page) -> list[str]:
     ]
 
 
+def check_sound(page: Page, name: str) -> None:
+    """The page is accessible and fits, on desktop and phone, light and dark; a picture of each is kept."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for size in (DESKTOP, PHONE):
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            where = f"{name}-{size[0]}-{scheme}"
+            assert violations(page) == [], where
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0], where
+            page.screenshot(path=SCREENSHOTS / f"{where}.png", full_page=True)
+
+
 @contextmanager
 def opened(home: Home) -> Iterator[Store]:
     """The store of a running box, from beside it."""

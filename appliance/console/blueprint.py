@@ -10,7 +10,7 @@ from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import raw, text
 
-from appliance.console import actions, chat, live, login, views
+from appliance.console import adapters, home, live, login, parts, playground, review, runs
 from appliance.console.assets import load_assets
 from appliance.console.render import HEADERS, back, environment, page, wants_fragment
 from appliance.errors import ShammahError
@@ -23,7 +23,7 @@ blueprint = Blueprint("console")
 
 def setup(app: Sanic[Any, Any]) -> None:
     """Register the console on the app. Templates and assets are read now: a broken install shows at once."""
-    environment().get_template("status.html")
+    environment().get_template("home.html")
     load_assets()
     app.blueprint(blueprint)
 
@@ -40,10 +40,15 @@ async def admit(request: Request) -> HTTPResponse | None:
             "Nothing was done.",
         )
     store = request.app.ctx.store
-    protected = await asyncio.to_thread(password_set, store)
     token = request.cookies.get(SESSION_COOKIE)
+    request.ctx.seen = request.app.ctx.events.count  # before anything is read: what changes later is told
+
+    def look() -> tuple[bool, bool, int]:
+        protected = password_set(store)
+        return protected, protected and session_valid(store, token), store.examples.review_count()
+
+    protected, request.ctx.logged_in, request.ctx.review_count = await asyncio.to_thread(look)
     request.ctx.password_set = protected
-    request.ctx.logged_in = protected and await asyncio.to_thread(session_valid, store, token)
     request.ctx.open_to_this_machine = not protected and trusted_loopback(request.ip, request.headers)
     if request.ctx.logged_in or request.ctx.open_to_this_machine or _public(request):
         return None
@@ -109,8 +114,5 @@ blueprint.middleware(admit, "request")
 blueprint.middleware(harden, "response")
 blueprint.exception(Exception)(explain)
 blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=["GET"], name="static")
-views.add_routes(blueprint)
-chat.add_routes(blueprint)
-actions.add_routes(blueprint)
-login.add_routes(blueprint)
-live.add_routes(blueprint)
+for room in (home, playground, review, runs, adapters, login, live, parts):
+    room.add_routes(blueprint)

@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -23,6 +24,19 @@ _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
 FLASH_COOKIE = "shammah_flash"
 Tone = Literal["good", "bad", "info"]
+
+NAVIGATION = (
+    ("home", "/", "Home"),
+    ("playground", "/playground", "Playground"),
+    ("queue", "/queue", "Queue"),
+    ("review", "/review", "Needs review"),
+    ("runs", "/runs", "Runs"),
+    ("adapters", "/adapters", "Adapters"),
+    ("devices", "/devices", "Devices"),
+    ("models", "/models", "Models"),
+    ("settings", "/settings", "Settings"),
+)
+"""The sections: name, which is also that of the icon; path; what it is called."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -64,14 +78,31 @@ def render(template: str, **context: Any) -> str:
     return environment().get_template(template).render(**context)
 
 
-def page(request: Request, template: str, *, status: int = 200, **context: Any) -> HTTPResponse:
-    """A whole page, with the message left by the action before it."""
+def page(
+    request: Request, template: str, *, status: int = 200, section: str = "", **context: Any
+) -> HTTPResponse:
+    """A whole page, with the message left by the action before it.
+
+    Args:
+        request: what asks for it; `admit` has noted there what every page needs.
+        template: under `web/templates/`.
+        status: of the response.
+        section: the entry of `NAVIGATION` it belongs to.
+        context: what the template shows.
+    """
     flash = _read_flash(request)
+    logged_in = getattr(request.ctx, "logged_in", False)
+    open_to_this_machine = getattr(request.ctx, "open_to_this_machine", False)
     body = render(
         template,
         flash=flash,
-        logged_in=getattr(request.ctx, "logged_in", False),
-        open_to_this_machine=getattr(request.ctx, "open_to_this_machine", False),
+        box_name=request.app.ctx.config.console.name,
+        logged_in=logged_in,
+        open_to_this_machine=open_to_this_machine,
+        navigation=NAVIGATION if logged_in or open_to_this_machine else (),
+        section=section,
+        seen=getattr(request.ctx, "seen", 0),
+        review_count=getattr(request.ctx, "review_count", 0),
         **context,
     )
     response = html(body, status=status)
@@ -80,9 +111,16 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     return response
 
 
-def back(request: Request, message: str = "", tone: Tone = "good", to: str = "/") -> HTTPResponse:
-    """Redirect after an action (303), with a message for the next page."""
-    response = redirect(to, status=303)
+def back(request: Request, message: str = "", tone: Tone = "good", to: str | None = None) -> HTTPResponse:
+    """Redirect after an action (303), with a message for the next page.
+
+    Args:
+        request: the form that was posted.
+        message: what to say there.
+        tone: how it went.
+        to: where; None for the page that had the form.
+    """
+    response = redirect(to or _page_before(request), status=303)
     if message:
         payload = json.dumps({"message": message[:1000], "tone": tone})
         response.add_cookie(
@@ -95,6 +133,17 @@ def back(request: Request, message: str = "", tone: Tone = "good", to: str = "/"
             secure=is_https(request),
         )
     return response
+
+
+def _page_before(request: Request) -> str:
+    """Path and query of the page that sent the form. Its host is not looked at: only a path is taken."""
+    try:
+        before = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return "/"
+    # Two slashes at the beginning would name another host.
+    path = "/" + before.path.lstrip("/\\")
+    return f"{path}?{before.query}" if before.query else path
 
 
 def form_field(request: Request, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The chat box. With scripts the answer streams; without, the page comes back with it.
+"""The playground: chat with the box. With scripts the answer streams; without, the page comes back with it.
 
 What is said here is not collected as it goes by: the owner tries things out. It becomes an example
 when the owner rates or corrects it.
@@ -15,18 +15,44 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from sanic import Blueprint, HTTPResponse, Request
+from sanic.response import html
 
-from appliance.console.render import back, form_field
+from appliance.console.render import back, form_field, page, render, wants_fragment
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
-from appliance.errors import ContextOverflow, InvalidRequest, ShammahError
+from appliance.errors import ContextOverflow, InvalidRequest, NotFound, ShammahError
+from appliance.learning.feedback import Feedback, give_feedback
+from appliance.store.completions import StoredCompletion
+from appliance.store.examples import Example
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 20_000
 _ANSWER_ROOM = 64
+
+
+_THANKS = {
+    "praise": "Noted: more like this.",
+    "correction": "Noted: your answer will be learnt in the next run, with high weight.",
+    "critique": "Noted: the box drafts a better answer, and asks you to look at it under Needs review.",
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An answer of the playground, and what the owner said about it.
+
+    Attributes:
+        before: the conversation that led to the question.
+        rated: the feedback given on it, newest first to count.
+    """
+
+    completion: StoredCompletion
+    before: tuple[dict[str, Any], ...]
+    rated: Example | None
 
 
 @dataclass(frozen=True)
@@ -38,12 +64,32 @@ class Turn:
 
 
 def add_routes(blueprint: Blueprint) -> None:
-    """Put `/console/chat` on the blueprint."""
-    blueprint.add_route(ask, "/console/chat", methods=["POST"], name="chat")
+    """Put `/playground` on the blueprint."""
+    blueprint.add_route(show, "/playground", methods=["GET"], name="playground")
+    blueprint.add_route(ask, "/playground/ask", methods=["POST"], name="ask")
+    blueprint.add_route(feedback, "/playground/feedback", methods=["POST"], name="feedback")
+    blueprint.add_route(
+        exchange_part, "/playground/exchange/<completion_id:str>", methods=["GET"], name="exchange"
+    )
+
+
+async def show(request: Request) -> HTTPResponse:
+    """The page, with the conversation that ends in the answer `?chat=` names."""
+    ctx, completion_id = request.app.ctx, request.args.get("chat")
+    found = await asyncio.to_thread(exchange, ctx, completion_id) if completion_id else None
+    return page(request, "playground.html", section="playground", exchange=found)
+
+
+async def exchange_part(request: Request, completion_id: str) -> HTTPResponse:
+    """One question and answer, with its thumbs."""
+    found = await asyncio.to_thread(exchange, request.app.ctx, completion_id)
+    if found is None:
+        raise NotFound("That answer is not kept any more.")
+    return html(render("parts/exchange.html", exchange=found))
 
 
 async def ask(request: Request) -> HTTPResponse | None:
-    """Answer a message of the chat box."""
+    """Answer a message."""
     message, previous = form_field(request, "message"), form_field(request, "previous")
     ctx = request.app.ctx
     if "text/event-stream" not in request.headers.get("accept", ""):
@@ -51,8 +97,8 @@ async def ask(request: Request) -> HTTPResponse | None:
             turn = await asyncio.to_thread(prepare, ctx, message, previous)
             completion_id = await answer(ctx, turn)
         except ShammahError as error:
-            return back(request, error.message, "bad", f"/?chat={previous}#chat" if previous else "/#chat")
-        return back(request, to=f"/?chat={completion_id}#chat")
+            return back(request, error.message, "bad", _address(previous))
+        return back(request, to=_address(completion_id))
     response = await request.respond(content_type="text/event-stream; charset=utf-8")
     try:
         turn = await asyncio.to_thread(prepare, ctx, message, previous)
@@ -61,7 +107,7 @@ async def ask(request: Request) -> HTTPResponse | None:
                 await response.send(f"event: {name}\ndata: {json.dumps(data)}\n\n")
     except Exception as error:  # the status line is out: whatever happens must be said in the stream
         if not isinstance(error, ShammahError):
-            log.exception("The chat box failed")
+            log.exception("The playground failed")
         message = (
             error.message
             if isinstance(error, ShammahError)
@@ -70,6 +116,52 @@ async def ask(request: Request) -> HTTPResponse | None:
         await response.send(f"event: problem\ndata: {json.dumps({'message': message})}\n\n")
     await response.eof()
     return None
+
+
+async def feedback(request: Request) -> HTTPResponse:
+    """Thumbs, a correction or a note on an answer."""
+    ctx = request.app.ctx
+    completion_id = form_field(request, "completion_id")
+    to = _address(completion_id)
+    try:
+        completion = await asyncio.to_thread(ctx.store.completions.get, completion_id)
+        if completion is None:
+            raise NotFound("That answer is not kept any more, so it cannot be rated.")
+        correction, note, rating = (form_field(request, name) for name in ("correction", "note", "rating"))
+        if rating != "up" and not correction and not note:
+            raise InvalidRequest("Say what the answer should have been, or what is wrong with it.")
+        given = Feedback(
+            query=completion.query,
+            response=completion.response,
+            weight="normal" if rating == "up" else "high",
+            feedback=note or None,
+            correction=correction or None,
+            rating="up" if rating == "up" else "down",
+            completion_id=completion_id,
+            device=None,
+            source="console",
+        )
+        example = await asyncio.to_thread(give_feedback, ctx.store, ctx.config, given, events=ctx.events)
+    except ShammahError as error:
+        if wants_fragment(request):
+            return html(render("parts/rated.html", problem=error.message, kind=None))
+        return back(request, error.message, "bad", to)
+    if wants_fragment(request):
+        return html(render("parts/rated.html", problem=None, kind=example.kind))
+    return back(request, _THANKS[example.kind], to=to)
+
+
+def exchange(ctx: Any, completion_id: str) -> Exchange | None:
+    """An earlier answer; None when it is not kept any more. Blocking."""
+    found: StoredCompletion | None = ctx.store.completions.get(completion_id)
+    if found is None:
+        return None
+    rated = ctx.store.examples.feedback_on(found.id, found.query, found.response)
+    return Exchange(found, tuple(found.messages[:-1]), rated)
+
+
+def _address(completion_id: str) -> str:
+    return f"/playground?{urlencode({'chat': completion_id})}" if completion_id else "/playground"
 
 
 def prepare(ctx: Any, message: str, previous: str) -> Turn:

@@ -1,4 +1,4 @@
-// The chat box, streaming. Without this script the same form posts and the page comes back.
+// The playground, streaming. Without this script the same form posts and the page comes back.
 
 const form = document.querySelector("#chat-form");
 const box = form.querySelector("textarea");
@@ -102,8 +102,8 @@ async function ask(message) {
 async function finish(article, id) {
   previous.value = id;
   fresh.hidden = false;
-  history.replaceState(null, "", `/?chat=${encodeURIComponent(id)}#chat`);
-  await htmx.ajax("GET", `/console/exchange/${encodeURIComponent(id)}`, { target: article, swap: "outerHTML" });
+  history.replaceState(null, "", `/playground?chat=${encodeURIComponent(id)}`);
+  await htmx.ajax("GET", `/playground/exchange/${encodeURIComponent(id)}`, { target: article, swap: "outerHTML" });
 }
 
 form.addEventListener("submit", (event) => {
