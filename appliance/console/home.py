@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sanic import Blueprint, HTTPResponse, Request
 
+from appliance.console.acts import in_words
+from appliance.console.needs import Need, find_needs
 from appliance.console.render import page
 from appliance.console.resources import Resources, read_resources
 from appliance.learning.service import LearningStatus
-from appliance.learning.switch import lineage
+from appliance.learning.switch import APPLIANCE, lineage
+from appliance.store.audit import AuditEntry
+from appliance.store.owner import password_set
+from appliance.store.runs import Run
 
 SWITCHES_READ = 200
+HAPPENED_SHOWN = 10
+_ENDINGS = {
+    "promoted": "learnt, passed every check, and was put in service",
+    "rejected": "learnt, but did not pass every check",
+    "failed": "failed",
+    "cancelled": "was stopped",
+    "parked": "was given up",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,32 @@ class Overview:
     resources: Resources
 
 
+@dataclass(frozen=True)
+class Happening:
+    """Something that happened.
+
+    Attributes:
+        who: "owner", "appliance", or an address.
+        text: what, in words.
+        path: where more is said; empty when nowhere.
+    """
+
+    at: float
+    who: str
+    text: str
+    tone: Literal["good", "bad", "plain"]
+    path: str
+
+
+@dataclass(frozen=True)
+class Home:
+    """What the page shows."""
+
+    overview: Overview
+    needs: list[Need]
+    happened: list[Happening]
+
+
 def add_routes(blueprint: Blueprint) -> None:
     """Put `/` on the blueprint."""
     blueprint.add_route(show, "/", methods=["GET"], name="home")
@@ -67,7 +107,38 @@ def overview(ctx: Any) -> Overview:
     )
 
 
+def home(ctx: Any) -> Home:
+    """All that the page shows. Blocking."""
+    seen = overview(ctx)
+    needs = find_needs(time.time(), seen, protected=password_set(ctx.store), devices=ctx.store.keys.count())
+    return Home(seen, needs, happened(ctx))
+
+
+def happened(ctx: Any) -> list[Happening]:
+    """The last things that happened, newest first: acts from the audit trail, and runs that ended."""
+    acts = [_act(entry) for entry in ctx.store.audit.list(HAPPENED_SHOWN)]
+    runs = [_ended(run) for run in ctx.store.runs.list(HAPPENED_SHOWN) if run.ended is not None]
+    return sorted(acts + runs, key=lambda item: item.at, reverse=True)[:HAPPENED_SHOWN]
+
+
+def _act(entry: AuditEntry) -> Happening:
+    bad = entry.action in ("login.failed", "login.throttled", "adapter.withdraw")
+    text = in_words(entry)
+    return Happening(entry.at, entry.actor, text, "bad" if bad else "plain", "")
+
+
+def _ended(run: Run) -> Happening:
+    examples = "1 example" if run.examples == 1 else f"{run.examples:,} examples"
+    tone: Literal["good", "bad", "plain"] = "plain"
+    if run.state == "promoted":
+        tone = "good"
+    elif run.state in ("rejected", "failed", "parked"):
+        tone = "bad"
+    text = f"A run on {examples} {_ENDINGS.get(run.state, run.state)}"
+    return Happening(run.ended or run.created, APPLIANCE, text, tone, f"/runs/{run.id}")
+
+
 async def show(request: Request) -> HTTPResponse:
     """The page."""
-    found = await asyncio.to_thread(overview, request.app.ctx)
-    return page(request, "home.html", section="home", overview=found)
+    found = await asyncio.to_thread(home, request.app.ctx)
+    return page(request, "home.html", section="home", home=found)

@@ -11,13 +11,13 @@ from sanic.exceptions import NotFound
 from sanic.response import html
 
 from appliance.console.adapters import adapters
-from appliance.console.home import overview
+from appliance.console.home import home
 from appliance.console.render import render
 from appliance.console.review import review
 from appliance.console.runs import runs
 
 PARTS: dict[str, Callable[[Any], Any]] = {
-    "overview": overview,
+    "home": home,
     "review": review,
     "review_count": lambda ctx: ctx.store.examples.review_count(),
     "runs": runs,

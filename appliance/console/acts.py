@@ -1,0 +1,63 @@
+"""What is in the audit trail, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from appliance.store.audit import AuditEntry
+
+_BASE = "the base model"
+
+
+def _adapters(detail: Mapping[str, Any]) -> str:
+    names = detail.get("adapters") or []
+    return f"; {', '.join(map(str, names))} had learnt from it" if names else ""
+
+
+def _counted(count: Any, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+_WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "login": lambda d: "Logged in",
+    "logout": lambda d: "Logged out",
+    "login.failed": lambda d: "Tried to log in with a wrong password",
+    "login.throttled": lambda d: "Tried to log in too often, and was made to wait",
+    "owner.password": lambda d: "Set the owner's password",
+    "key.created": lambda d: f"Gave a key to {d.get('name')}",
+    "key.revoked": lambda d: f"Revoked the key of {d.get('name')}",
+    "adapter.promote": lambda d: (
+        f"Put {d.get('to') or _BASE} in service, after {d.get('from') or _BASE}"
+        + (f": {d['reason']}" if d.get("reason") else "")
+    ),
+    "adapter.keep": lambda d: f"Kept {d.get('adapter')}, without further probation",
+    "adapter.withdraw": lambda d: f"Withdrew {d.get('adapter')}: {d.get('reason')}",
+    "examples.forget": lambda d: f"Forgot {_counted(d.get('examples', 0), 'example')}{_adapters(d)}",
+    "settings.save": lambda d: f"Changed {', '.join(map(str, d.get('keys') or ())) or 'the settings'}",
+    "settings.replace": lambda d: "Edited the settings as text",
+    "settings.undo": lambda d: "Took back a change of the settings",
+    "console.train": lambda d: f"Started {d.get('run')}",
+    "console.cancel": lambda d: "Stopped the run",
+    "console.review": lambda d: (
+        "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer"
+    ),
+}
+
+
+def in_words(entry: AuditEntry) -> str:
+    """One act as a sentence without its subject, as `Rolled back from A to the base model`.
+
+    An act that is not known here is called by its name, with what was noted about it.
+    """
+    try:
+        return _WORDS[entry.action](entry.detail)
+    except (KeyError, TypeError):
+        return plain(entry)
+
+
+def plain(entry: AuditEntry) -> str:
+    """An act by its name in the trail, with its details."""
+    name = entry.action.removeprefix("console.").replace(".", " ").replace("_", " ")
+    detail = ", ".join(f"{key} {value}" for key, value in entry.detail.items() if key != "address")
+    return f"{name[:1].upper()}{name[1:]}{': ' if detail else ''}{detail}"

@@ -1,0 +1,83 @@
+"""What needs the owner: the things the box cannot settle by itself, most pressing first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # home.py shows them
+    from appliance.console.home import Overview
+
+Tone = Literal["bad", "warn", "info"]
+DISK_SHARE = 0.95
+RECENT_SECONDS = 24 * 3600.0
+"""A run that ended badly is news for so long."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing to look at.
+
+    Attributes:
+        tone: how pressing it is.
+        text: what it is, a sentence or two.
+        path: where it is dealt with.
+        act: what the link there is called.
+    """
+
+    tone: Tone
+    text: str
+    path: str
+    act: str
+
+
+def find_needs(now: float, overview: Overview, *, protected: bool, devices: int) -> list[Need]:
+    """Go through what can be amiss.
+
+    Args:
+        now: Unix time.
+        overview: what Home shows.
+        protected: the owner's password is set.
+        devices: keys that are good.
+    """
+    learning, res = overview.learning, overview.resources
+    found: list[Need] = []
+
+    def add(tone: Tone, text: str, path: str, act: str) -> None:
+        found.append(Need(tone, text, path, act))
+
+    if overview.paused:
+        add("bad", f"Nothing is collected: {overview.paused}", "/logs", "See the log")
+    if res.disk_used > DISK_SHARE * res.disk_total:
+        add("bad", "The disk is nearly full. Old backups and adapters can go.", "/adapters", "Adapters")
+    if learning.review:
+        drafts = "1 draft" if learning.review == 1 else f"{learning.review:,} drafts"
+        add("warn", f"{drafts} to review before they are learnt.", "/review", "Review")
+    if learning.deferral:
+        add("warn", f"A run is put off: {learning.deferral.reason}", "/runs", "Runs")
+    last = learning.last_run
+    if last and now - (last.ended or last.created) < RECENT_SECONDS and not learning.run:
+        why = f": {last.reason}" if last.reason else "."
+        if last.state == "rejected":
+            add("warn", f"The last adapter was rejected{why}", f"/runs/{last.id}", "Why")
+        elif last.state == "failed":
+            add("bad", f"The last run failed{why}", f"/runs/{last.id}", "What happened")
+        elif last.state == "parked":
+            add("bad", f"A batch was given up after several tries{why}", f"/runs/{last.id}", "Look at it")
+    if learning.probation:
+        add(
+            "info",
+            "The adapter in service is on probation: it goes back by itself when ratings get worse or what "
+            "it knew is lost.",
+            "/adapters",
+            "Keep it, or not",
+        )
+    if not learning.enabled:
+        add("info", "Learning is switched off.", "/settings", "Settings")
+    if not overview.collecting:
+        add("info", "Collecting from devices is switched off.", "/settings", "Settings")
+    if protected and not devices:
+        add(
+            "info", "No device has a key yet, so none but this machine can ask.", "/devices", "Give one a key"
+        )
+    return found
