@@ -17,6 +17,7 @@ from sanic import HTTPResponse, Request
 from sanic.response import html, redirect
 
 from appliance import __version__
+from appliance.console.acts import in_words
 from appliance.console.assets import load_assets, web_root
 from appliance.learning.selection import describe as describe_left_out
 
@@ -68,6 +69,7 @@ def environment() -> Environment:
         measure=measure,
         adapter=adapter_title,
         left_out=describe_left_out,
+        act=in_words,
     )
     env.globals.update(asset=load_assets().url, version=__version__)
     return env
@@ -181,7 +183,9 @@ def when(at: float | None, style: str = "ago") -> Markup:
     moment = datetime.fromtimestamp(at, UTC)
     full = moment.strftime("%d %b %Y, %H:%M UTC").lstrip("0")
     away = at - time.time()
-    if style == "short":
+    if style == "exact":
+        text = moment.strftime("%d %b, %H:%M:%S")
+    elif style == "short":
         text = f"{moment.day} {moment:%b, %H:%M}"
     elif style == "ago":
         if -10 < away <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,12 +16,19 @@ KEPT = 100_000
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """One act. `actor` is "owner", a device's name, or "appliance" for what it does by itself."""
+    """One act.
+
+    Attributes:
+        actor: "owner", a device's name, an address that tried to log in, or "appliance" for what it does
+            by itself.
+        seq: rises with time.
+    """
 
     at: float
     actor: str
     action: str
     detail: dict[str, Any]
+    seq: int
 
 
 AuditList: TypeAlias = list[AuditEntry]
@@ -34,18 +42,53 @@ class Audit:
 
     def add(self, actor: str, action: str, detail: dict[str, Any] | None = None) -> AuditEntry:
         """Write an entry."""
-        entry = AuditEntry(time.time(), actor, action, detail or {})
+        at, detail = time.time(), detail or {}
         with self._db.transaction("audit") as tx:
             cursor = tx.execute(
                 "INSERT INTO audit (at, actor, action, detail) VALUES (?, ?, ?, ?)",
-                (entry.at, actor, action, to_json(entry.detail, "detail")),
+                (at, actor, action, to_json(detail, "detail")),
             )
-            tx.execute("DELETE FROM audit WHERE seq <= ?", ((cursor.lastrowid or 0) - KEPT,))
-        return entry
+            seq = cursor.lastrowid or 0
+            tx.execute("DELETE FROM audit WHERE seq <= ?", (seq - KEPT,))
+        return AuditEntry(at, actor, action, detail, seq)
 
-    def list(self, limit: int = 100, offset: int = 0) -> AuditList:
-        """A page of entries, newest first."""
+    def list(
+        self,
+        limit: int = 100,
+        offset: int = 0,
+        *,
+        before: int | None = None,
+        actor: str | None = None,
+        families: Collection[str] = (),
+        search: str = "",
+    ) -> AuditList:
+        """A page of entries, newest first.
+
+        Args:
+            limit: entries at most.
+            offset: entries left out.
+            before: only entries with a lower `seq`: how pages go on.
+            actor: only those of one actor.
+            families: only acts whose name begins with one of these words and a dot, or is one.
+            search: only entries that have this text in actor, name or details, in whatever case.
+        """
+        conditions, parameters = ["TRUE"], list[object]()
+        if before is not None:
+            conditions.append("seq < ?")
+            parameters.append(before)
+        if actor is not None:
+            conditions.append("actor = ?")
+            parameters.append(actor)
+        if families:
+            one = "action = ? OR substr(action, 1, length(?) + 1) = ? || '.'"
+            conditions.append("(" + " OR ".join([one] * len(families)) + ")")
+            parameters += [family for family in families for _ in range(3)]
+        if search:
+            conditions.append("instr(lower(actor || ' ' || action || ' ' || detail), lower(?)) > 0")
+            parameters.append(search)
         rows = self._db.all(
-            "SELECT at, actor, action, detail FROM audit ORDER BY seq DESC LIMIT ? OFFSET ?", (limit, offset)
+            f"SELECT at, actor, action, detail, seq FROM audit WHERE {' AND '.join(conditions)}"
+            " ORDER BY seq DESC LIMIT ? OFFSET ?",
+            (*parameters, limit, offset),
         )
-        return [AuditEntry(row["at"], row["actor"], row["action"], from_json(row["detail"])) for row in rows]
+        return [AuditEntry(**{**dict(row), "detail": from_json(row["detail"])}) for row in rows]

@@ -3,6 +3,7 @@
 
 const RELATIVE_EVERY = 30_000;
 const short = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const seconds = new Intl.DateTimeFormat(undefined, { day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 function span(seconds) {
@@ -21,7 +22,7 @@ function ago(moment) {
   return away < 0 ? `${span(-away)} ago` : `in ${span(away)}`;
 }
 
-const styles = { ago, short: (moment) => short.format(moment), full: (moment) => exact.format(moment) };
+const styles = { ago, exact: (moment) => seconds.format(moment), short: (moment) => short.format(moment), full: (moment) => exact.format(moment) };
 
 function showTimes(root = document) {
   for (const time of root.querySelectorAll("time[datetime]")) {

@@ -1,0 +1,59 @@
+"""The audit trail: who did what, and from where."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import urlencode
+
+from sanic import Blueprint, HTTPResponse, Request
+
+from appliance.console.render import page
+
+SHOWN = 100
+SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "access": ("Logins and keys", ("login", "logout", "owner", "key", "device", "setup", "console.account")),
+    "adapters": ("Adapters", ("adapter",)),
+    "learning": ("Learning", ("console.train", "console.cancel", "console.retry", "console.review", "run")),
+    "examples": ("Examples", ("examples", "example", "console.queue", "console.example")),
+    "settings": ("Settings", ("settings", "backup", "restart", "console.restart", "model", "console.model")),
+}
+"""What the list can be narrowed to: title, and how the names of such acts begin."""
+_WHO = ("owner", "appliance")
+
+
+def add_routes(blueprint: Blueprint) -> None:
+    """Put `/audit` on the blueprint."""
+    blueprint.add_route(show, "/audit", methods=["GET"], name="audit")
+
+
+async def show(request: Request) -> HTTPResponse:
+    """A page of the trail; all that it shows is told by its address."""
+    chosen = {name: request.args.get(name, "").strip() for name in ("who", "about", "search", "before")}
+    who, about, search = chosen["who"], chosen["about"], chosen["search"][:200]
+    before = int(chosen["before"]) if chosen["before"].isascii() and chosen["before"].isdigit() else None
+
+    def read() -> list[Any]:
+        entries: list[Any] = request.app.ctx.store.audit.list(
+            SHOWN + 1,
+            before=min(before, 2**62) if before is not None else None,
+            actor=who if who in _WHO else None,
+            families=SUBJECTS[about][1] if about in SUBJECTS else (),
+            search=search,
+        )
+        return entries
+
+    entries = await asyncio.to_thread(read)
+    older = entries[SHOWN - 1].seq if len(entries) > SHOWN else None
+    kept = {"who": who, "about": about, "search": search}
+    query = {name: value for name, value in kept.items() if value}
+    return page(
+        request,
+        "audit.html",
+        section="settings",
+        entries=entries[:SHOWN],
+        subjects={name: title for name, (title, _) in SUBJECTS.items()},
+        chosen=kept,
+        older=f"/audit?{urlencode({**query, 'before': older})}" if older is not None else None,
+        newest=f"/audit?{urlencode(query)}" if before is not None else None,
+    )
