@@ -53,6 +53,10 @@ class Home:
         return self.root / "logs"
 
     @property
+    def backups(self) -> Path:
+        return self.root / "backups"
+
+    @property
     def daemon(self) -> Path:
         """JSON written by a running daemon: pid, address, local token (mode 0600)."""
         return self.root / "daemon.json"

@@ -41,9 +41,12 @@ def daemon(bind: str | None, insecure: bool) -> None:
     The first start imports the default model, which takes a minute. Stop with Ctrl-C or SIGTERM:
     running answers are finished, nothing is lost.
     """
+    from appliance.backup.restore import finish_restore
     from appliance.config import load_config
 
     home = Home.default()
+    if finish_restore(home):
+        click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     settings = load_config(home.config)
     _ensure_bundle(home, settings.model.name)
 

@@ -1,0 +1,374 @@
+"""One file that holds a home: what was collected and learnt, the settings, the adapters. Not the models.
+
+It is a gzipped tar whose first member, `manifest.json`, names every other with its size and SHA-256. The
+database is copied as of one moment while the box goes on; nothing that was deleted before is in the copy.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from appliance import __version__
+from appliance.adapters.file import SUFFIX
+from appliance.errors import InvalidRequest, NotFound, StorageFull
+from appliance.files import publish_file, remove_durably, storage_errors
+from appliance.home import Home
+from appliance.store import Store
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 64_000_000
+CHUNK = 1 << 20
+SPARE_BYTES = 50_000_000
+"""Kept free on the disk: a backup must not be what fills it."""
+_NAME = re.compile(r"backup_\d{8}T\d{6}Z(-\d+)?\.tar\.gz", re.ASCII)
+_WORK = ".making-"
+# Big, and of no use once a run has ended: weights in progress and their optimiser state.
+_OF_RUNS = (".json", ".jsonl", ".log", "log")
+_SAFE = re.compile(
+    rf"store\.db|config\.toml|adapters/[A-Za-z0-9][\w.-]{{0,200}}{re.escape(SUFFIX)}"
+    r"|runs/[A-Za-z0-9][\w.-]{0,100}/[A-Za-z0-9][\w.-]{0,100}",
+    re.ASCII,
+)
+_making = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in the archive: its size in bytes and the hexadecimal SHA-256 of its content."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an archive says of itself.
+
+    Attributes:
+        created: Unix time.
+        version: of the release that made it.
+        model: name of the bundle that was served.
+        base_hash: of that bundle's weights.
+        current: the adapter that was in service; None for the base model.
+        files: by path in the archive, which is that under the home.
+    """
+
+    created: float
+    version: str
+    model: str
+    base_hash: str
+    current: str | None
+    files: dict[str, Member] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, unpacked."""
+        return sum(member.size for member in self.files.values())
+
+    @property
+    def adapters(self) -> int:
+        """How many adapters it holds."""
+        return sum(name.startswith("adapters/") for name in self.files)
+
+
+@dataclass(frozen=True)
+class Backup:
+    """An archive in the home's `backups/`.
+
+    Attributes:
+        name: of the file.
+        size: in bytes, packed.
+        manifest: what it holds; None when that cannot be read.
+    """
+
+    name: str
+    path: Path
+    size: int
+    manifest: Manifest | None
+
+
+def create(home: Home, store: Store, model: str, base_hash: str) -> Backup:
+    """Write a new archive, verified, into `backups/`. Takes as long as reading and packing it all.
+
+    Args:
+        home: what to back up.
+        store: its open store.
+        model: name of the bundle served.
+        base_hash: of its weights.
+
+    Raises:
+        StorageFull: there is no room for it; nothing is left behind.
+    """
+    with _making:
+        home.backups.mkdir(exist_ok=True, mode=0o700)
+        clear_leftovers(home)
+        with (
+            storage_errors("the backup"),
+            tempfile.TemporaryDirectory(prefix=_WORK, dir=home.backups) as work,
+        ):
+            snapshot = Path(work) / "store.db"
+            _need_room(home.root, home.store.stat().st_size)
+            store.database.copy_to(snapshot)
+            files = {"store.db": snapshot, **_files(home)}
+            _need_room(home.root, sum(path.stat().st_size for path in files.values() if path.exists()))
+            now = time.time()
+            draft = Path(work) / "draft.tar.gz"
+            current = home.current.readlink().name.removesuffix(SUFFIX) if home.current.is_symlink() else None
+            _write(draft, files, Manifest(now, __version__, model, base_hash, current))
+            manifest = verify(draft)
+            draft.chmod(0o600)
+            path = _free_name(home, now)
+            publish_file(draft, path)
+    return Backup(path.name, path, path.stat().st_size, manifest)
+
+
+def backups(home: Home) -> list[Backup]:
+    """The archives there are, newest first."""
+    found = []
+    for path in home.backups.glob("backup_*.tar.gz") if home.backups.is_dir() else ():
+        if not _NAME.fullmatch(path.name):
+            continue
+        manifest = None
+        with suppress(InvalidRequest, FileNotFoundError):
+            manifest = read_manifest(path)
+        with suppress(FileNotFoundError):
+            found.append(Backup(path.name, path, path.stat().st_size, manifest))
+    return sorted(found, key=lambda backup: backup.name, reverse=True)
+
+
+def find(home: Home, name: str) -> Path:
+    """The archive of that name.
+
+    Raises:
+        NotFound: there is none.
+    """
+    path = home.backups / name
+    if not _NAME.fullmatch(name) or not path.is_file():
+        raise NotFound("There is no such backup.", param="name")
+    return path
+
+
+def delete(home: Home, name: str) -> None:
+    """Remove an archive.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    remove_durably(find(home, name))
+
+
+def adopt(home: Home, draft: Path) -> Backup:
+    """Take in an archive made elsewhere: verified, then moved into `backups/` under the time it was made.
+
+    Args:
+        home: where it goes.
+        draft: a complete file on the home's file system.
+
+    Raises:
+        InvalidRequest: it is not a backup, or a damaged one; the draft is left alone.
+    """
+    manifest = verify(draft)
+    home.backups.mkdir(exist_ok=True, mode=0o700)
+    path = _free_name(home, manifest.created)
+    draft.chmod(0o600)
+    publish_file(draft, path)
+    return Backup(path.name, path, path.stat().st_size, manifest)
+
+
+def clear_leftovers(home: Home) -> None:
+    """Remove what a backup that was cut off left behind: it holds text."""
+    for path in home.backups.glob(f"{_WORK}*") if home.backups.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What an archive says of itself; its files are not looked at.
+
+    Raises:
+        InvalidRequest: it is not a backup.
+        FileNotFoundError: it is not there.
+    """
+    with _opened(path) as tar:
+        return _manifest(tar)
+
+
+def verify(path: Path) -> Manifest:
+    """Read a whole archive and compare it with its manifest.
+
+    Raises:
+        InvalidRequest: it is not a backup, or a damaged one.
+    """
+    with _opened(path) as tar:
+        manifest = _manifest(tar)
+        for _, stream in _members(tar, manifest):
+            while stream.read(CHUNK):
+                pass
+    return manifest
+
+
+def unpack(path: Path, place: Path) -> Manifest:
+    """Unpack an archive into an empty directory, comparing it with its manifest on the way.
+
+    Raises:
+        InvalidRequest: it is not a backup, or a damaged one; the directory may hold part of it.
+        StorageFull: there is no room.
+    """
+    with storage_errors("what was in the backup"), _opened(path) as tar:
+        manifest = _manifest(tar)
+        _need_room(place, manifest.size)
+        for name, stream in _members(tar, manifest):
+            target = place / name
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with target.open("wb") as file:
+                target.chmod(0o600)
+                shutil.copyfileobj(stream, file, CHUNK)
+    return manifest
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def _files(home: Home) -> dict[str, Path]:
+    found = {"config.toml": home.config} if home.config.is_file() else {}
+    for path in sorted(home.adapters.glob(f"*{SUFFIX}")):
+        found[f"adapters/{path.name}"] = path
+    for path in sorted(home.runs.glob("*/*")):
+        if path.name.endswith(_OF_RUNS) and not path.name.startswith("."):
+            found[f"runs/{path.parent.name}/{path.name}"] = path
+    return {name: path for name, path in found.items() if path.is_file() and _SAFE.fullmatch(name)}
+
+
+def _write(draft: Path, files: dict[str, Path], manifest: Manifest) -> None:
+    """Hash, then pack. A file that changes or goes in between makes the archive fail its verification."""
+    for name, path in files.items():
+        with suppress(FileNotFoundError):  # an adapter or a run was removed just now
+            manifest.files[name] = Member(path.stat().st_size, _sha256(path))
+    with tarfile.open(draft, "w:gz", compresslevel=1, format=tarfile.PAX_FORMAT) as tar:
+        text = json.dumps(asdict(manifest), indent=1).encode()
+        tar.addfile(_entry(MANIFEST, len(text), manifest.created), io.BytesIO(text))
+        for name, member in manifest.files.items():
+            with files[name].open("rb") as file:
+                tar.addfile(_entry(name, member.size, manifest.created), file)
+
+
+def _entry(name: str, size: int, when: float) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mtime, entry.mode = size, int(when), 0o600
+    return entry
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _need_room(place: Path, size: int) -> None:
+    needed = size + SPARE_BYTES
+    if shutil.disk_usage(place).free < needed:
+        raise StorageFull(f"The disk is too full: about {needed // 1_000_000:,} MB are needed.")
+
+
+def _free_name(home: Home, when: float) -> Path:
+    stem = f"backup_{datetime.fromtimestamp(when, UTC):%Y%m%dT%H%M%SZ}"
+    path, number = home.backups / f"{stem}.tar.gz", 1
+    while path.exists():
+        number += 1
+        path = home.backups / f"{stem}-{number}.tar.gz"
+    return path
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path, "r|gz") as tar:
+            yield tar
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InvalidRequest(f"This is not a backup of Shammah, or it is damaged ({error}).") from error
+
+
+def _manifest(tar: tarfile.TarFile) -> Manifest:
+    first = tar.next()
+    stream = tar.extractfile(first) if first and first.name == MANIFEST and first.isreg() else None
+    if stream is None or first is None or first.size > MANIFEST_BYTES:
+        raise InvalidRequest("This is not a backup of Shammah: it does not begin with a manifest.")
+    try:
+        data: dict[str, Any] = json.loads(stream.read())
+        if data["format"] != FORMAT:
+            raise InvalidRequest(
+                f"This backup was made by another release ({data.get('version')}), in a format unknown here."
+            )
+        files = {
+            str(name): Member(int(member["size"]), str(member["sha256"]))
+            for name, member in data["files"].items()
+        }
+        manifest = Manifest(
+            created=float(data["created"]),
+            version=str(data["version"]),
+            model=str(data["model"]),
+            base_hash=str(data["base_hash"]),
+            current=None if data["current"] is None else str(data["current"]),
+            files=files,
+        )
+        datetime.fromtimestamp(manifest.created, UTC)  # it becomes a name
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+        raise InvalidRequest("The manifest of this backup cannot be read.") from error
+    wrong = next((name for name in files if not _SAFE.fullmatch(name)), None)
+    if wrong is not None or "store.db" not in files or min(member.size for member in files.values()) < 0:
+        raise InvalidRequest("The manifest of this backup names files that have no place in one.")
+    return manifest
+
+
+class _Checked(io.RawIOBase):
+    """A member's content, hashed as it is read; wrong at its end raises."""
+
+    def __init__(self, name: str, stream: IO[bytes], member: Member) -> None:
+        self._name, self._stream, self._member = name, stream, member
+        self._hash, self._read = hashlib.sha256(), 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(size)
+        self._hash.update(data)
+        self._read += len(data)
+        if not data and size:
+            self.check()
+        return data
+
+    def check(self) -> None:
+        if (self._read, self._hash.hexdigest()) != (self._member.size, self._member.sha256):
+            raise InvalidRequest(f"This backup is damaged: {self._name} is not what it was.")
+
+
+def _members(tar: tarfile.TarFile, manifest: Manifest) -> Iterator[tuple[str, _Checked]]:
+    """The files, in the archive's order; each has to be read to its end before the next."""
+    missing = dict(manifest.files)
+    for entry in iter(tar.next, None):
+        member = missing.pop(entry.name, None)
+        stream = tar.extractfile(entry) if entry.isreg() else None
+        if member is None or stream is None or entry.size != member.size:
+            raise InvalidRequest(f"This backup is damaged: {entry.name!r} is not in its manifest like this.")
+        checked = _Checked(entry.name, stream, member)
+        yield entry.name, checked
+        checked.check()
+    if missing:
+        raise InvalidRequest(f"This backup is damaged: {next(iter(missing))} is missing.")

@@ -1,0 +1,248 @@
+"""Putting a backup in the place of what is there, so that a power cut at any line leaves one or the other.
+
+First everything is unpacked beside, verified and brought to this release's schema. Then a note is
+written: from there on the restore will happen. `finish_restore` carries the note out when no daemon
+runs, moving what was there aside and the new in its place; it may be cut off and begun again. What was
+moved aside stays, until the owner deletes it, and can be put back the same way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from appliance.adapters.file import SUFFIX
+from appliance.backup.archive import Manifest, unpack
+from appliance.config import parse_config
+from appliance.errors import BundleError, Conflict, InvalidRequest, NotFound
+from appliance.files import fsync_dir, remove_durably, replace_symlink, storage_errors, write_atomic
+from appliance.home import Home
+from appliance.model.bundle import load_bundle
+from appliance.model.source import DEFAULT_NAME
+from appliance.store import Store
+from appliance.store.db import Database
+
+_ITEMS = (
+    "store.db-wal",
+    "store.db-shm",
+    "store.db",
+    "config.toml",
+    "adapters",
+    "runs",
+    "training_queue.jsonl",
+)
+_STAGED = ".restore"
+_NOTE = ".restore.json"
+_ASIDE = "before-restore_"
+_ASIDE_NAME = re.compile(rf"{_ASIDE}\d{{8}}T\d{{6}}Z(-\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What was there before a restore: the name of its directory, when, and its size in bytes."""
+
+    name: str
+    at: float
+    size: int
+
+
+def stage(home: Home, archive: Path, actor: str) -> Manifest:
+    """Unpack and check an archive; from the return on, the next start puts it in place.
+
+    Args:
+        home: where it shall go.
+        archive: the backup.
+        actor: who wants it, for the audit trail that comes with the backup.
+
+    Raises:
+        InvalidRequest: the backup is damaged, or its model is not installed here.
+        Unavailable: its database is damaged, or from a newer release.
+        StorageFull: there is no room; nothing has changed.
+    """
+    cancel(home)
+    place = home.root / _STAGED
+    with storage_errors("what was in the backup"):
+        place.mkdir(mode=0o700)
+        try:
+            manifest = unpack(archive, place)
+            _check(home, place, manifest, actor)
+            for directory, _, files in os.walk(place):
+                for name in files:
+                    _fsync(Path(directory) / name)
+                fsync_dir(Path(directory))
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        _note(home, _STAGED, "aside")
+    return manifest
+
+
+def stage_aside(home: Home, name: str) -> None:
+    """Have what was there before a restore put back at the next start.
+
+    Raises:
+        NotFound: it is not there any more.
+    """
+    _aside(home, name)
+    cancel(home)
+    _note(home, name, "aside")
+
+
+def pending(home: Home) -> bool:
+    """Whether a restore waits for the next start."""
+    return (home.root / _NOTE).exists()
+
+
+def cancel(home: Home) -> None:
+    """Give up a restore that waits, if one does."""
+    remove_durably(home.root / _NOTE)
+    shutil.rmtree(home.root / _STAGED, ignore_errors=True)
+
+
+def asides(home: Home) -> list[Aside]:
+    """What earlier restores moved aside, newest first."""
+    found = []
+    for path in home.root.glob(f"{_ASIDE}*"):
+        if _ASIDE_NAME.fullmatch(path.name) and path.is_dir():
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            stamp = path.name.removeprefix(_ASIDE)[:16]
+            at = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+            found.append(Aside(path.name, at, size))
+    return sorted(found, key=lambda aside: aside.name, reverse=True)
+
+
+def delete_aside(home: Home, name: str) -> None:
+    """Remove what was there before a restore, for good.
+
+    Raises:
+        NotFound: it is not there any more.
+        Conflict: it waits to be put back.
+    """
+    path = _aside(home, name)
+    note = _read_note(home)
+    if note is not None and note["from"] == name:
+        raise Conflict("It waits to be put back at the next start.")
+    shutil.rmtree(path)
+    fsync_dir(home.root)
+
+
+def finish_restore(home: Home) -> bool:
+    """Carry out a restore that waits. Does nothing while a daemon runs on the home.
+
+    Returns:
+        Whether something was put in place.
+    """
+    if not pending(home):
+        return False
+    with _no_daemon(home) as alone:
+        note = _read_note(home) if alone else None
+        if note is None:
+            return False
+        source, old = home.root / note["from"], home.root / note["old"]
+        if note["phase"] == "aside":
+            old.mkdir(exist_ok=True, mode=0o700)
+            for item in _ITEMS:
+                # What was moved before a cut stands there already.
+                if _there(home.root / item) and not _there(old / item):
+                    (home.root / item).rename(old / item)
+            fsync_dir(old)
+            fsync_dir(home.root)
+            note["phase"] = "place"
+            write_atomic(home.root / _NOTE, json.dumps(note))
+        for item in _ITEMS:
+            if _there(source / item):
+                (source / item).rename(home.root / item)
+        fsync_dir(home.root)
+        shutil.rmtree(source, ignore_errors=True)  # empty, or gone if this was cut off at the next line
+        remove_durably(home.root / _NOTE)
+    return True
+
+
+def _check(home: Home, place: Path, manifest: Manifest, actor: str) -> None:
+    """Make what was unpacked fit to serve, or refuse it."""
+    config = place / "config.toml"
+    if config.is_file():
+        try:
+            served = parse_config(config.read_text(encoding="utf-8")).model.name
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("The config.toml in this backup is not text.") from error
+    else:
+        served = manifest.model
+    if served != DEFAULT_NAME:  # that one comes by itself
+        try:
+            load_bundle(home.models / served)
+        except BundleError as error:
+            raise InvalidRequest(
+                f"This backup needs the model {served!r}, which is not installed here. Import it first."
+            ) from error
+    made = Home(place)
+    made.adapters.mkdir(exist_ok=True, mode=0o700)
+    made.runs.mkdir(exist_ok=True, mode=0o700)
+    if manifest.current is not None and (made.adapters / f"{manifest.current}{SUFFIX}").is_file():
+        replace_symlink(made.current, f"{manifest.current}{SUFFIX}")
+    store = Store(Database(made.store))  # brings an older schema up to date
+    try:
+        store.database.check()
+        store.settings.delete("owner.sessions")
+        store.audit.add(actor, "backup.restored", {"made": manifest.created, "version": manifest.version})
+        store.database.scrub()
+    finally:
+        store.close()
+
+
+def _note(home: Home, source: str, phase: str) -> None:
+    stem = f"{_ASIDE}{datetime.fromtimestamp(time.time(), UTC):%Y%m%dT%H%M%SZ}"
+    old, number = stem, 1
+    while (home.root / old).exists():
+        number += 1
+        old = f"{stem}-{number}"
+    write_atomic(home.root / _NOTE, json.dumps({"from": source, "old": old, "phase": phase}))
+
+
+def _read_note(home: Home) -> dict[str, str] | None:
+    try:
+        note: dict[str, str] = json.loads((home.root / _NOTE).read_text())
+    except FileNotFoundError:
+        return None
+    return note
+
+
+def _aside(home: Home, name: str) -> Path:
+    path = home.root / name
+    if not _ASIDE_NAME.fullmatch(name) or not path.is_dir():
+        raise NotFound("That is not there any more.", param="name")
+    return path
+
+
+@contextmanager
+def _no_daemon(home: Home) -> Iterator[bool]:
+    with (home.root / "daemon.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _fsync(path: Path) -> None:
+    if path.is_symlink():
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
