@@ -43,7 +43,8 @@ def check_sound(page: Page, name: str) -> None:
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
             where = f"{name}-{size[0]}-{scheme}"
-            assert violations(page) == [], where
+            found = violations(page)
+            assert not found, f"{where}: {found}"
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0], where
             page.screenshot(path=SCREENSHOTS / f"{where}.png", full_page=True)
 

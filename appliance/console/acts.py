@@ -37,6 +37,13 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "settings.save": lambda d: f"Changed {', '.join(map(str, d.get('keys') or ())) or 'the settings'}",
     "settings.replace": lambda d: "Edited the settings as text",
     "settings.undo": lambda d: "Took back a change of the settings",
+    "backup.created": lambda d: f"Made {d.get('name')}",
+    "backup.restored": lambda d: "Put a backup in place",
+    "console.backup.created": lambda d: f"Made {d.get('name')}",
+    "console.backup.downloaded": lambda d: f"Downloaded {d.get('name')}",
+    "console.backup.deleted": lambda d: f"Deleted {d.get('name')}",
+    "console.backup.staged": lambda d: f"Got {d.get('name')} ready to be put back",
+    "console.backup.cancelled": lambda d: "Decided not to restore",
     "console.train": lambda d: f"Started {d.get('run')}",
     "console.cancel": lambda d: "Stopped the run",
     "console.review": lambda d: (

@@ -16,7 +16,10 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapters": ("Adapters", ("adapter",)),
     "learning": ("Learning", ("console.train", "console.cancel", "console.retry", "console.review", "run")),
     "examples": ("Examples", ("examples", "example", "console.queue", "console.example")),
-    "settings": ("Settings", ("settings", "backup", "restart", "console.restart", "model", "console.model")),
+    "settings": (
+        "Settings",
+        ("settings", "backup", "console.backup", "restart", "console.restart", "model", "console.model"),
+    ),
 }
 """What the list can be narrowed to: title, and how the names of such acts begin."""
 _WHO = ("owner", "appliance")

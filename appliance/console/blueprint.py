@@ -10,7 +10,19 @@ from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.response import raw, text
 
-from appliance.console import adapters, audit, home, live, login, logs, parts, playground, review, runs
+from appliance.console import (
+    adapters,
+    audit,
+    backup,
+    home,
+    live,
+    login,
+    logs,
+    parts,
+    playground,
+    review,
+    runs,
+)
 from appliance.console.assets import load_assets
 from appliance.console.render import HEADERS, back, environment, page, wants_fragment
 from appliance.errors import ShammahError
@@ -114,5 +126,5 @@ blueprint.middleware(admit, "request")
 blueprint.middleware(harden, "response")
 blueprint.exception(Exception)(explain)
 blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=["GET"], name="static")
-for room in (home, playground, review, runs, adapters, login, live, parts, logs, audit):
+for room in (home, playground, review, runs, adapters, login, live, parts, logs, audit, backup):
     room.add_routes(blueprint)

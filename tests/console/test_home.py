@@ -1,0 +1,124 @@
+"""Home: what the box does now, what needs the owner, what happened lately; live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from browsing import FIRST, NASTY, PHONE, check_sound, opened
+from daemons import Daemon
+from playwright.sync_api import Page, Route, expect
+
+from appliance.console.acts import in_words
+from appliance.store.audit import AuditEntry
+from appliance.store.examples import NewExample
+
+OpenPage = Callable[..., Page]
+
+
+def test_sound(box: Daemon, open_page: OpenPage) -> None:
+    with opened(box.home) as store:
+        store.audit.add(f"1.2.3.4 {NASTY}", "login.failed", {"address": NASTY})
+        store.audit.add("owner", f"something {NASTY}", {"what": NASTY})
+    page = open_page(box.url)
+    expect(page.locator("#home")).to_contain_text(f"Something {NASTY}")
+    expect(page.locator(".needs")).to_contain_text(f"rejected: because of {NASTY}")
+    assert page.locator("main img").count() == 0
+    check_sound(page, "home")
+
+
+def test_what_needs_the_owner_leads_there(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url, PHONE, scripts=False)
+    needs = page.locator(".needs")
+    expect(needs).to_contain_text("2 drafts to review")
+    expect(needs).to_contain_text("Learning is switched off")
+    needs.get_by_role("link", name="Review").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Needs review")
+    # The way back is in the menu, which opens without scripts.
+    page.get_by_text("Menu").click()
+    page.locator(".menu").get_by_role("link", name="Home").click()
+    expect(page.locator("#home")).to_be_visible()
+
+
+def test_the_queue_is_followed_live(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url)
+    number = page.locator("#home .big .num")
+    before = number.inner_text()
+    box.ask("Name a colour.")
+    expect(number).not_to_have_text(before)
+    with opened(box.home) as store:
+        expect(number).to_have_text(str(store.examples.count("pending")))
+
+
+def test_drafts_are_counted_live_in_the_navigation(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url)
+    badge = page.locator("#side-review-count")
+    expect(badge).to_have_text("2")
+    done = box.post(
+        "/v1/feedback",
+        json={"query": "Who?", "response": "Me.", "rating": "down", "feedback": "no", "weight": "high"},
+    )
+    assert done.status_code in (200, 202)
+    expect(badge).to_have_text("3")
+    expect(page.locator(".needs")).to_contain_text("3 drafts")
+
+
+def test_what_happened_while_the_page_was_loading_is_shown(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url)
+
+    def happen(route: Route) -> None:
+        answer = route.fetch()
+        with opened(box.home) as store:
+            before = store.examples.count("pending")
+            box.ask("Name a plant.")
+            while store.examples.count("pending") == before:
+                time.sleep(0.05)
+        route.fulfill(response=answer)  # the page as it was before
+
+    page.route(box.url + "/", happen)
+    page.reload()
+    with opened(box.home) as store:
+        expect(page.locator("#home .big .num")).to_have_text(str(store.examples.count("pending")))
+
+
+def test_roll_back_from_home(box: Daemon, open_page: OpenPage) -> None:
+    page = open_page(box.url + "/adapters", scripts=False)
+    page.get_by_role("button", name=f"Promote {FIRST}").click()
+    page.goto(box.url)
+    expect(page.locator("#home article").first).to_contain_text(FIRST)
+    expect(page.locator(".happened li").first).to_contain_text(f"Put {FIRST} in service")
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.locator(".flash-good")).to_contain_text("Rolled back: the base model is in service")
+    expect(page).to_have_url(box.url + "/")
+    expect(page.locator("#home article").first).to_contain_text("Base model")
+
+
+def test_an_empty_box(daemon: Daemon, open_page: OpenPage) -> None:
+    # The module's box has a past by now; what matters is that a page of nothing is not an error.
+    page = open_page(daemon.url + "/audit?search=nobody-ever-did-this")
+    expect(page.get_by_text("Nobody has done anything of the kind.")).to_be_visible()
+
+
+def test_acts_in_words() -> None:
+    def words(action: str, **detail: object) -> str:
+        return in_words(AuditEntry(0.0, "owner", action, detail, 1))
+
+    assert words("login") == "Logged in"
+    assert words("adapter.promote", to="B", **{"from": None}) == "Put B in service, after the base model"
+    assert words("examples.forget", examples=1, adapters=["A"]) == "Forgot 1 example; A had learnt from it"
+    assert words("console.some_act", address="::1", name="x") == "Some act: name x"
+    assert words("settings.save") == "Changed the settings"
+    assert words("settings.save", keys=5) == "Settings save: keys 5"  # not as it should be: no error
+
+
+def test_a_long_queue(box: Daemon, open_page: OpenPage) -> None:
+    with opened(box.home) as store:
+        for number in range(130):
+            store.examples.add(
+                NewExample(
+                    kind="automatic", query=f"q{number}", response="a", target="a", weight=1.0, messages=[]
+                )
+            )
+    page = open_page(box.url)
+    progress = page.get_by_role("progressbar", name="Examples in the queue")
+    assert progress.evaluate("bar => bar.value") == 100  # full, however many there are
