@@ -29,6 +29,8 @@ from appliance import console
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
+from appliance.api.limits import Limits
+from appliance.api.meter import Meter
 from appliance.api.metrics import Metrics
 from appliance.config import Config
 from appliance.engine.constraint import Grammars
@@ -76,6 +78,7 @@ class Parts:
     switch: Switch
     collector: Collector
     learning: Learning
+    meter: Meter
     settings: SettingsEditor
 
 
@@ -112,6 +115,7 @@ def build(home: Home, config: Config) -> Parts:
         switch=switch,
         collector=Collector(store, config, events),
         learning=Learning(home, config, store, registry, bundle, engine, switch, events),
+        meter=Meter(store),
         settings=SettingsEditor(home, store, config),
     )
 
@@ -135,6 +139,7 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
     app.ctx.started_at = time.time()
     app.ctx.local_token = secrets.token_urlsafe(32)
     app.ctx.metrics = Metrics(app.ctx)
+    app.ctx.limits = Limits()
     api.setup(app)
     console.setup(app)
     drafts = Drafts(parts)
@@ -152,6 +157,7 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
         drafts.stop()
         await asyncio.to_thread(parts.engine.stop)
         await asyncio.to_thread(parts.collector.stop)
+        await asyncio.to_thread(parts.meter.stop)
         await asyncio.to_thread(parts.mirror.stop)
         parts.store.close()
 

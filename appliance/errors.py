@@ -74,11 +74,26 @@ class ContextOverflow(InvalidRequest):
 
 
 class Busy(ShammahError):
-    """The box is at its limit; try again later."""
+    """The box is at its limit; try again later.
+
+    Attributes:
+        retry_after: in how many seconds that may help.
+    """
 
     status = 429
     type = "rate_limit_error"
     code = "server_busy"
+    retry_after = 5
+
+
+class RateLimited(Busy):
+    """A device has asked as often as it may for now."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Unavailable(ShammahError):

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from sanic import HTTPResponse, Request
 
-from appliance.errors import Forbidden, Unauthorized
+from appliance.errors import Forbidden, RateLimited, Unauthorized
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.keys import PREFIX, Device
 from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
@@ -23,6 +23,7 @@ async def identify(request: Request) -> HTTPResponse | None:
 
     Raises:
         Unauthorized: no credentials where they are needed, or wrong ones.
+        RateLimited: the device asks more often than it may.
     """
     request.ctx.device = None
     request.ctx.owner = False
@@ -34,6 +35,7 @@ async def identify(request: Request) -> HTTPResponse | None:
         request.ctx.device = await asyncio.to_thread(request.app.ctx.store.keys.verify, token)
         if request.ctx.device is None:
             raise Unauthorized("This API key is not known here or was revoked. The owner can create another.")
+        _limit(request, request.ctx.device)
         return None
     # A web page of another site must not use the owner's browser to reach a keyless box.
     own_page = same_origin("POST", request.headers) or not _from_browser(request)
@@ -58,6 +60,16 @@ def require_owner(request: Request) -> None:
     """
     if not request.ctx.owner:
         raise Forbidden("Only the owner may do this: log in to the console, or use the command on the box.")
+
+
+def _limit(request: Request, device: Device) -> None:
+    """Looking something up costs nothing; what has the box think or write does."""
+    if request.method == "POST":
+        try:
+            request.app.ctx.limits.take(device)
+        except RateLimited:
+            request.app.ctx.meter.refused(device)
+            raise
 
 
 async def _is_owner(request: Request) -> bool:

@@ -54,7 +54,7 @@ async def chat(request: Request) -> HTTPResponse | None:
 
         await stream(request, choices, answer, chunks, head if usage else None, done)
         return None
-    await finish(choices, answer)
+    await finish(request, choices, answer)
     done()
     shown = [_chat_choice(request, body, choice) for choice in answer.choices]
     return json_response({**answer.head("chat.completion"), "choices": shown, "usage": answer.usage})
@@ -93,7 +93,7 @@ async def complete(request: Request) -> HTTPResponse | None:
 
         await stream(request, choices, answer, chunks, head if usage else None, done)
         return None
-    await finish(choices, answer)
+    await finish(request, choices, answer)
     done()
     whole = [shown(choice, choice) for choice in answer.choices]
     return json_response({**head(), "choices": whole, "usage": answer.usage})

@@ -11,7 +11,7 @@ from sanic import HTTPResponse, Request, Sanic
 from sanic import json as json_response
 from sanic.exceptions import SanicException
 
-from appliance.errors import InvalidRequest, ShammahError
+from appliance.errors import Busy, InvalidRequest, ShammahError
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ async def respond(request: Request, error: Exception) -> HTTPResponse:
     if status >= 500 and not isinstance(error, ShammahError):
         logger.exception("%s %s failed", request.method, request.path, exc_info=error)
     headers = dict(getattr(error, "headers", None) or {})
-    if status == 429:
-        headers["Retry-After"] = "5"
+    if isinstance(error, Busy):
+        headers["Retry-After"] = str(error.retry_after)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return json_response(body, status=status, headers=headers)

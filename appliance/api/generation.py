@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,7 @@ async def begin(
         InvalidRequest: a token of `logit_bias` does not exist, or the engine refuses the prompt.
         Busy: too many requests wait already.
         NotFound: no weights are called what the body names as its model.
+        Forbidden: the device may not use these.
     """
     engine, defaults = request.app.ctx.engine, request.app.ctx.config.model
     device = device_of(request)
@@ -85,11 +86,12 @@ async def begin(
     return Choices(generations), Answer(f"{prefix}-{secrets.token_hex(12)}", body.model, choices)
 
 
-async def finish(choices: Choices, answer: Answer) -> None:
+async def finish(request: Request, choices: Choices, answer: Answer) -> None:
     """Run an answer to its end. Being cancelled (the client left) stops the engine too."""
-    async with aclosing(choices):
-        async for index, delta in choices:
-            answer.add(index, delta)
+    with request.app.ctx.meter.answering(device_of(request), answer):
+        async with aclosing(choices):
+            async for index, delta in choices:
+                answer.add(index, delta)
 
 
 async def stream(
@@ -110,7 +112,9 @@ async def stream(
         usage_head: the fields of a last chunk with `usage` and no choices, when one is asked for.
         done: called when the first choice is complete, even if the client is gone by then.
     """
-    async with aclosing(choices):
+    async with AsyncExitStack() as ends:
+        ends.enter_context(request.app.ctx.meter.answering(device_of(request), answer))
+        await ends.enter_async_context(aclosing(choices))
         response = await request.respond(
             content_type="text/event-stream; charset=utf-8",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},

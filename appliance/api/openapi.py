@@ -238,11 +238,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     errors = set(endpoint.errors)
     if endpoint.keyed:
-        errors.add(401)
+        errors |= {401, 429} if endpoint.method == "post" else {401}
     if endpoint.body:
         errors |= {400, 413}
     if endpoint.stream:
-        errors |= {404, 429, 503}
+        errors |= {403, 404, 503}
     responses: dict[str, Any] = {str(endpoint.status): {"description": "Done", "content": content}}
     for status in sorted(errors):
         schema = _ref("Object" if not endpoint.keyed else "Error")

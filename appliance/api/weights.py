@@ -2,6 +2,8 @@
 
 `shammah` and the bundle's own name are what is in service; `shammah:base` and `shammah:<adapter>` are
 particular weights, so that one adapter can be tried beside another without switching anything.
+
+A device may be kept to some of these. Then `shammah` stands for all names of what is in service.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import asyncio
 from sanic import Request
 
 from appliance.adapters.registry import Registry
+from appliance.api.auth import device_of
 from appliance.engine.session import Session
-from appliance.errors import NotFound
+from appliance.errors import Forbidden, NotFound
 
 ALIAS = "shammah"
 """The model's name for clients that should not care which model the box runs."""
@@ -26,12 +29,18 @@ def in_service(request: Request, model: str) -> bool:
     return model in (ALIAS, CURRENT, request.app.ctx.bundle.manifest.name)
 
 
+def particular(adapter: str) -> str:
+    """The name that means this adapter, in service or not."""
+    return f"{_PARTICULAR}{adapter}"
+
+
 async def served_names(request: Request) -> list[str]:
     """The names a request may use, those that always mean what is in service first."""
     registry: Registry = request.app.ctx.registry
     adapters = await asyncio.to_thread(registry.list)
     own = request.app.ctx.bundle.manifest.name
-    return [ALIAS, own, BASE, *(f"{_PARTICULAR}{name}" for name in adapters)]
+    names = [ALIAS, own, BASE, *map(particular, adapters)]
+    return [name for name in names if _allowed(request, name)]
 
 
 def adapter_of(request: Request, model: str) -> str | None:
@@ -51,11 +60,19 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         conversation: the same for all turns of one, so that a canary does not change sides within it.
 
     Raises:
+        Forbidden: the device may not use these; the message names what it may.
         NotFound: nothing is called that; the message names what is.
         AdapterInvalid: the adapter's file is damaged or fits another base.
         Unavailable: no session can be built with it.
     """
     ctx = request.app.ctx
+    if not _allowed(request, model):
+        raise Forbidden(
+            f"The key of this device is not for the model {model!r}, but for {await _some_names(request)}. "
+            "The owner can change that.",
+            param="model",
+            code="model_not_allowed",
+        )
     if in_service(request, model):
         challenger: Session | None = ctx.learning.canary.weights_for(conversation)
         return challenger
@@ -73,7 +90,7 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         if await asyncio.to_thread(barred, adapter.sha256):
             raise NotFound(f"{name} learned from what has been forgotten.")
     except NotFound as error:
-        names = " or ".join(repr(known) for known in (await served_names(request))[:4])
+        names = await _some_names(request)
         raise NotFound(
             f"The model {model!r} does not exist here. Use {names}; /v1/models lists all.",
             param="model",
@@ -81,3 +98,15 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         ) from error
     built: Session = await ctx.engine.prepare(adapter)
     return built
+
+
+def _allowed(request: Request, model: str) -> bool:
+    device = device_of(request)
+    if device is None or device.models is None:
+        return True
+    return (ALIAS if in_service(request, model) else model) in device.models
+
+
+async def _some_names(request: Request) -> str:
+    names = (await served_names(request))[:4]
+    return " or ".join(map(repr, names)) or "none that is still here"

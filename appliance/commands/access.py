@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.commands.local import open_store
 from appliance.commands.output import json_option, moment, print_json, print_table
+
+if TYPE_CHECKING:
+    from appliance.store import Store
+    from appliance.store.keys import Device
 
 
 @click.group()
@@ -80,22 +85,81 @@ def list_keys(as_json: bool) -> None:
         print_json([asdict(device) for device in found])
         return
     print_table(
-        ["id", "name", "created", "last seen", "collect", "revoked"],
-        ([d.id, d.name, moment(d.created), moment(d.last_seen), d.collect, d.revoked] for d in found),
+        ["id", "name", "created", "last seen", "collect", "a minute", "models", "revoked"],
+        (
+            [
+                d.id,
+                d.name,
+                moment(d.created),
+                moment(d.last_seen),
+                d.collect,
+                d.rate or "any",
+                "all" if d.models is None else ", ".join(d.models),
+                d.revoked,
+            ]
+            for d in found
+        ),
         empty="No devices. Make a key with `shammah keys create NAME`.",
     )
+
+
+@keys.command(
+    "limit",
+    epilog="""\b
+Examples:
+  shammah keys limit guests --rate 20
+  shammah keys limit guests --model shammah --model shammah:base
+  shammah keys limit guests --any-rate --all-models""",
+)
+@click.argument("device")
+@click.option("--rate", type=int, help="Requests it may send in a minute.")
+@click.option("--any-rate", is_flag=True, help="As many as it likes.")
+@click.option(
+    "models",
+    "--model",
+    multiple=True,
+    help="A model it may use, and no others: `shammah` is what is in service. May be given several times.",
+)
+@click.option("--all-models", is_flag=True, help="It may use all models.")
+def limit_key(
+    device: str, rate: int | None, any_rate: bool, models: tuple[str, ...], all_models: bool
+) -> None:
+    """Say how often DEVICE (its name or id) may ask, and which models. What is not named stays as it is."""
+    if (any_rate and rate is not None) or (all_models and models):
+        raise click.UsageError("Give a limit or lift it, not both.")
+    if not (any_rate or rate is not None or all_models or models):
+        raise click.UsageError("Say what to change: --rate, --any-rate, --model or --all-models.")
+    with open_store() as store:
+        found = _with_key(store, device)
+        changed = store.keys.change(
+            found.id,
+            name=found.name,
+            collect=found.collect,
+            models=None if all_models else models or found.models,
+            rate=None if any_rate else found.rate if rate is None else rate,
+        )
+        detail = {"device": changed.id, "name": changed.name, "rate": changed.rate, "models": changed.models}
+        store.audit.add("owner", "key.limited", detail)
+    often = f"{changed.rate} requests a minute" if changed.rate else "any number of requests"
+    which = "all models" if changed.models is None else ", ".join(changed.models)
+    click.echo(f"{changed.name!r} may send {often} to {which}.")
 
 
 @keys.command("revoke")
 @click.argument("device")
 def revoke_key(device: str) -> None:
     """End the key of DEVICE (its name or id) for good."""
+    with open_store() as store:
+        found = _with_key(store, device)
+        store.keys.revoke(found.id)
+        store.audit.add("owner", "key.revoked", {"device": found.id, "name": found.name})
+    click.echo(f"The key of {found.name!r} is revoked.")
+
+
+def _with_key(store: Store, name: str) -> Device:
     from appliance.errors import NotFound
 
-    with open_store() as store:
-        matches = [d for d in store.keys.list() if not d.revoked and device in (d.id, d.name)]
-        if not matches:
-            raise NotFound(f"No device {device!r} has a key. `shammah keys list` shows all.")
-        store.keys.revoke(matches[0].id)
-        store.audit.add("owner", "key.revoked", {"device": matches[0].id, "name": matches[0].name})
-    click.echo(f"The key of {matches[0].name!r} is revoked.")
+    for device in store.keys.list():
+        if not device.revoked and name in (device.id, device.name):
+            return device
+    raise NotFound(f"No device {name!r} has a key. `shammah keys list` shows all.")

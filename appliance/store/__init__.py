@@ -25,6 +25,7 @@ from appliance.store.ratings import Ratings
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
 from appliance.store.transfer import Transfer
+from appliance.store.usage import Usage
 
 __all__ = ["Store"]
 
@@ -41,6 +42,7 @@ class Store:
         self.runs = Runs(database)
         self.adapters = Adapters(database)
         self.keys = Keys(database)
+        self.usage = Usage(database)
         self.completions = Completions(database)
         self.ratings = Ratings(database)
         self.forgotten = Forgotten(database)

@@ -6,15 +6,20 @@ import hashlib
 import secrets
 import sqlite3
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from appliance.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from appliance.store.db import Database
-from appliance.store.rows import valid_text
+from appliance.store.rows import from_json, to_json, update_row, valid_text
 
 PREFIX = "sk-shammah-"
 NAME_LIMIT = 64
+MAX_RATE = 6000
+MAX_MODELS = 200
+MODEL_LIMIT = 200
 SEEN_SECONDS = 300.0
 """`last_seen` is at most this stale. Exact times would cost a disk flush for every request."""
 
@@ -25,6 +30,8 @@ class Device:
 
     Attributes:
         collect: whether its exchanges become examples.
+        models: the models it may name, as the API calls them; None for all.
+        rate: how many requests it may send in a minute; None for any number.
     """
 
     id: str
@@ -33,6 +40,8 @@ class Device:
     last_seen: float | None
     collect: bool
     revoked: bool
+    models: tuple[str, ...] | None = None
+    rate: int | None = None
 
 
 DeviceList: TypeAlias = list[Device]
@@ -41,7 +50,15 @@ _COLUMNS = ", ".join(Device.__dataclass_fields__)
 
 
 def _device(row: sqlite3.Row) -> Device:
-    return Device(**{**dict(row), "collect": bool(row["collect"]), "revoked": bool(row["revoked"])})
+    models = from_json(row["models"])
+    return Device(
+        **{
+            **dict(row),
+            "collect": bool(row["collect"]),
+            "revoked": bool(row["revoked"]),
+            "models": None if models is None else tuple(models),
+        }
+    )
 
 
 def _hash(secret: str) -> str:
@@ -62,21 +79,13 @@ class Keys:
             InvalidRequest: the name is blank, too long, or has line breaks or other control characters.
             Conflict: a device of that name has a key already.
         """
-        name = valid_text(name, "name").strip()
-        if not name or len(name) > NAME_LIMIT or not name.isprintable():
-            raise InvalidRequest(f"A device's name has 1 to {NAME_LIMIT} printable characters.", param="name")
         secret = PREFIX + secrets.token_urlsafe(32)
-        device = Device(f"dev_{secrets.token_hex(8)}", name, time.time(), None, collect, False)
-        try:
-            with self._db.transaction("devices") as tx:
-                tx.execute(
-                    "INSERT INTO devices (id, name, sha256, created, collect) VALUES (?, ?, ?, ?, ?)",
-                    (device.id, device.name, _hash(secret), device.created, device.collect),
-                )
-        except sqlite3.IntegrityError as error:
-            raise Conflict(
-                f"There is a device named {name!r}: revoke its key first.", param="name"
-            ) from error
+        device = Device(f"dev_{secrets.token_hex(8)}", _valid_name(name), time.time(), None, collect, False)
+        with _unique(device.name), self._db.transaction("devices") as tx:
+            tx.execute(
+                "INSERT INTO devices (id, name, sha256, created, collect) VALUES (?, ?, ?, ?, ?)",
+                (device.id, device.name, _hash(secret), device.created, device.collect),
+            )
         return device, secret
 
     def verify(self, secret: str) -> Device | None:
@@ -103,13 +112,43 @@ class Keys:
         """All devices, revoked ones too, oldest first."""
         return [_device(row) for row in self._db.all(f"SELECT {_COLUMNS} FROM devices ORDER BY created, id")]
 
-    def set_collect(self, device_id: str, collect: bool) -> None:
-        """Say whether the device's exchanges become examples.
+    def get(self, device_id: str) -> Device:
+        """One of them.
 
         Raises:
             NotFound: there is no such device.
         """
-        self._change(device_id, "collect", collect)
+        row = self._db.one(f"SELECT {_COLUMNS} FROM devices WHERE id = ?", (device_id,))
+        if row is None:
+            raise _unknown(device_id)
+        return _device(row)
+
+    def change(
+        self, device_id: str, *, name: str, collect: bool, models: Collection[str] | None, rate: int | None
+    ) -> Device:
+        """Say what a device is called and may do, all at once; returns it as it is then.
+
+        Raises:
+            NotFound: there is no such device.
+            InvalidRequest: the name, a model's name or the rate cannot be, or it could use no model at all.
+            Conflict: another device has the name, or the key is revoked: it may do nothing any more.
+        """
+        name = _valid_name(name)
+        if models is not None:
+            _check_models(models)
+        if rate is not None and not 1 <= rate <= MAX_RATE:
+            raise InvalidRequest(f"A limit is 1 to {MAX_RATE} requests a minute, or none.", param="rate")
+        fields = {
+            "name": name,
+            "collect": collect,
+            "models": None if models is None else to_json(list(dict.fromkeys(models)), "models"),
+            "rate": rate,
+        }
+        with _unique(name), self._db.transaction("devices") as tx:
+            if self.get(device_id).revoked:
+                raise Conflict("The key of this device is revoked; there is nothing to change any more.")
+            update_row(tx, "devices", ("id", device_id), fields, fields)
+            return self.get(device_id)
 
     def revoke(self, device_id: str) -> None:
         """End a device's key for good.
@@ -117,14 +156,41 @@ class Keys:
         Raises:
             NotFound: there is no such device.
         """
-        self._change(device_id, "revoked", True)
+        with self._db.transaction("devices") as tx:
+            if not update_row(tx, "devices", ("id", device_id), {"revoked": True}, ("revoked",)):
+                raise _unknown(device_id)
 
     def count(self) -> int:
         """How many keys are good."""
         return int(self._db.value("SELECT count(*) FROM devices WHERE revoked = 0"))
 
-    def _change(self, device_id: str, column: str, value: bool) -> None:
-        with self._db.transaction("devices") as tx:
-            changed = tx.execute(f"UPDATE devices SET {column} = ? WHERE id = ?", (value, device_id)).rowcount
-            if not changed:
-                raise NotFound(f"There is no device {device_id!r}.", param="id")
+
+def _unknown(device_id: str) -> NotFound:
+    return NotFound(f"There is no device {device_id!r}.", param="id")
+
+
+@contextmanager
+def _unique(name: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise Conflict(
+            f"There is a device named {name!r} already: choose another name, or revoke its key first.",
+            param="name",
+        ) from error
+
+
+def _valid_name(name: str) -> str:
+    name = valid_text(name, "name").strip()
+    if not name or len(name) > NAME_LIMIT or not name.isprintable():
+        raise InvalidRequest(f"A device's name has 1 to {NAME_LIMIT} printable characters.", param="name")
+    return name
+
+
+def _check_models(models: Collection[str]) -> None:
+    if not models:
+        raise InvalidRequest("Allow the device one model at least, or revoke its key.", param="models")
+    if len(models) > MAX_MODELS or any(not 0 < len(name) <= MODEL_LIMIT for name in models):
+        raise InvalidRequest(
+            f"A device is allowed all models, or up to {MAX_MODELS} by name.", param="models"
+        )

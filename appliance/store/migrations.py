@@ -239,6 +239,25 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT
         """,
     ),
+    # 7: what a device may do, and what was asked. `models` is JSON, a list of those it may name, and
+    # `rate` how many requests a minute it has; NULL is no limit. `usage` counts by hour (Unix time of its
+    # beginning); its device is '' for what came without a key.
+    (
+        "ALTER TABLE devices ADD COLUMN models TEXT",
+        "ALTER TABLE devices ADD COLUMN rate INTEGER CHECK (rate > 0)",
+        """
+        CREATE TABLE usage (
+            at                INTEGER NOT NULL,
+            device            TEXT NOT NULL,
+            requests          INTEGER NOT NULL,
+            prompt_tokens     INTEGER NOT NULL,
+            completion_tokens INTEGER NOT NULL,
+            seconds           REAL NOT NULL,
+            refused           INTEGER NOT NULL,
+            PRIMARY KEY (at, device)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 
 

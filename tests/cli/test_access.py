@@ -39,6 +39,24 @@ def test_the_same_name_twice(shammah: Shammah) -> None:
     assert again.stdout == ""
 
 
+def test_limits_of_a_device(shammah: Shammah, home: Home) -> None:
+    shammah("keys", "create", "guests")
+    done = shammah("keys", "limit", "guests", "--rate", "20", "--model", "shammah", "--model", "shammah:base")
+    assert done.stdout == "'guests' may send 20 requests a minute to shammah, shammah:base.\n"
+    assert "all models" in shammah("keys", "limit", "guests", "--all-models").stdout
+    (listed,) = json.loads(shammah("keys", "list", "--json").stdout)
+    assert (listed["rate"], listed["models"], listed["collect"]) == (20, None, True)
+    for arguments in ((), ("--rate", "3", "--any-rate"), ("--model", "a", "--all-models")):
+        assert shammah("keys", "limit", "guests", *arguments).returncode == 2
+    assert shammah("keys", "limit", "guests", "--rate", "0").returncode == 1
+    assert shammah("keys", "limit", "nobody", "--any-rate").returncode == 1
+    assert "any number" in shammah("keys", "limit", "guests", "--any-rate").stdout
+    store = Store.open(home)
+    assert store.keys.list()[0].rate is None
+    assert [entry.action for entry in store.audit.list()] == ["key.limited"] * 3 + ["key.created"]
+    store.close()
+
+
 def test_password_from_stdin(shammah: Shammah, home: Home) -> None:
     assert shammah("console", "password", stdin="correct horse battery\n").returncode == 0
     store = Store.open(home)

@@ -77,8 +77,8 @@ def test_keys(store: Store) -> None:
     assert store.keys.verify(secret + "x") is store.keys.verify("") is store.keys.verify("\ud800") is None
     with pytest.raises(Conflict):
         store.keys.create("Kitchen")
-    store.keys.set_collect(device.id, False)
-    assert store.keys.list()[0].collect is False
+    changed = store.keys.change(device.id, name="Kitchen", collect=False, models=None, rate=None)
+    assert changed == store.keys.get(device.id) == replace(found, collect=False)
     store.keys.revoke(device.id)
     assert store.keys.verify(secret) is None
     assert store.keys.count() == 0
@@ -87,6 +87,47 @@ def test_keys(store: Store) -> None:
     assert [item.revoked for item in store.keys.list()] == [True, False]
     with pytest.raises(NotFound):
         store.keys.revoke("dev_x")
+
+
+def test_what_a_device_may_do(store: Store) -> None:
+    device, secret = store.keys.create("Kitchen")
+    assert (device.models, device.rate) == (None, None)
+    names = ["shammah", "shammah:base", "shammah"]
+    changed = store.keys.change(device.id, name=" Hall ", collect=True, models=names, rate=30)
+    assert (changed.name, changed.models, changed.rate) == ("Hall", ("shammah", "shammah:base"), 30)
+    verified = store.keys.verify(secret)
+    assert verified is not None
+    assert replace(verified, last_seen=None) == changed
+    store.keys.create("Den")
+
+    def change(**fields: object) -> None:
+        given = {"name": "Hall", "collect": False, "models": None, "rate": None}
+        store.keys.change(device.id, **(given | fields))
+
+    for field, value in (
+        ("name", "a\nb"),
+        ("models", []),
+        ("models", [""]),
+        ("models", ["x" * 201]),
+        ("models", [f"m{number}" for number in range(201)]),
+        ("models", ["\ud800"]),
+        ("rate", 0),
+        ("rate", 6001),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            change(**{field: value})
+        assert caught.value.param == field
+    with pytest.raises(Conflict) as taken:
+        change(name="Den")
+    assert taken.value.param == "name"
+    assert store.keys.get(device.id) == verified
+    store.keys.revoke(device.id)
+    with pytest.raises(Conflict):
+        change()
+    with pytest.raises(NotFound):
+        store.keys.change("dev_x", name="Hall", collect=True, models=None, rate=None)
+    with pytest.raises(NotFound):
+        store.keys.get("dev_x")
 
 
 def test_no_secret_reaches_the_disk(store: Store, home: Home) -> None:

@@ -1,0 +1,61 @@
+"""How often a device may ask: a bucket for each, in memory.
+
+A bucket holds a minute's worth of requests and is filled evenly. So all of them may be used at once,
+after a pause, and then one comes back every so often. A restart fills all buckets, which costs nobody
+anything worth a row in the store.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from appliance.errors import RateLimited
+from appliance.store.keys import Device
+
+_FULL = 60.0
+_CLOSE = 1e-6
+"""Sums of fractions are not exact; nobody is sent away for a microsecond."""
+
+
+@dataclass
+class _Bucket:
+    """What it holds, in seconds: a request costs as many as it takes for one to come back."""
+
+    seconds: float
+    at: float
+
+
+class Limits:
+    """The buckets of all devices that have a limit. Not thread-safe: it lives in the event loop."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, device: Device, now: float | None = None) -> None:
+        """Let a request of the device pass, or not.
+
+        Args:
+            device: as the store has it now; a changed limit holds at once.
+            now: seconds on a clock that does not jump; None for the present.
+
+        Raises:
+            RateLimited: it has to wait; refused requests cost it nothing.
+        """
+        if device.rate is None:
+            self._buckets.pop(device.id, None)
+            return
+        now = time.monotonic() if now is None else now
+        bucket = self._buckets.setdefault(device.id, _Bucket(_FULL, now))
+        bucket.seconds = min(_FULL, bucket.seconds + now - bucket.at)
+        bucket.at = now
+        cost = _FULL / device.rate
+        if (missing := cost - bucket.seconds) > _CLOSE:
+            wait = math.ceil(missing - _CLOSE)
+            raise RateLimited(
+                f"{device.name!r} may send {device.rate} requests a minute; try again in {wait} s. "
+                "The owner can change this limit.",
+                retry_after=wait,
+            )
+        bucket.seconds -= cost
