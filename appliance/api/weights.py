@@ -34,6 +34,11 @@ def particular(adapter: str) -> str:
     return f"{_PARTICULAR}{adapter}"
 
 
+def adapter_name(model: str) -> str:
+    """The adapter that such a name means; empty for another name."""
+    return model.removeprefix(_PARTICULAR) if model.startswith(_PARTICULAR) else ""
+
+
 async def served_names(request: Request) -> list[str]:
     """The names a request may use, those that always mean what is in service first."""
     registry: Registry = request.app.ctx.registry
@@ -79,7 +84,7 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
     if model == BASE:
         base: Session = await ctx.engine.prepare(None)
         return base
-    name = model.removeprefix(_PARTICULAR) if model.startswith(_PARTICULAR) else ""  # that is nobody's name
+    name = adapter_name(model)  # an empty one is nobody's
     barred = ctx.store.adapters.barred
     row = await asyncio.to_thread(ctx.store.adapters.get, name)
     ready: Session | None = None if row is None else ctx.engine.at_hand(row.sha256)

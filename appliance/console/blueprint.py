@@ -14,6 +14,8 @@ from appliance.console import (
     adapters,
     audit,
     backup,
+    device,
+    devices,
     home,
     live,
     login,
@@ -126,5 +128,5 @@ blueprint.middleware(admit, "request")
 blueprint.middleware(harden, "response")
 blueprint.exception(Exception)(explain)
 blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=["GET"], name="static")
-for room in (home, playground, review, runs, adapters, login, live, parts, logs, audit, backup):
+for room in (home, playground, review, runs, adapters, devices, device, login, live, parts, logs, audit, backup):
     room.add_routes(blueprint)

@@ -11,6 +11,7 @@ from sanic.exceptions import NotFound
 from sanic.response import html
 
 from appliance.console.adapters import adapters
+from appliance.console.devices import devices
 from appliance.console.home import home
 from appliance.console.render import render
 from appliance.console.review import review
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "review_count": lambda ctx: ctx.store.examples.review_count(),
     "runs": runs,
     "adapters": adapters,
+    "devices": devices,
 }
 """Name of a part, of its template and of what the template shows, to the function that gathers that.
 
