@@ -173,7 +173,7 @@ def test_bounds_hold_at_once(box: Daemon, store: Store, open_page: OpenPage) -> 
     page.get_by_role("link", name="Guest room").click()
     expect(page.locator(".facts")).to_contain_text("1 over its limit refused")
     page.get_by_role("button", name="Save").click()
-    expect(page.locator(".flash")).to_contain_text("Nothing was changed.")
+    expect(page.locator(".flash-info")).to_contain_text("Nothing was changed.")
     page.get_by_label("Requests a minute").fill("")
     page.get_by_label("All of them").check()
     page.get_by_role("button", name="Save").click()
@@ -224,13 +224,13 @@ def test_usage_over_time(box: Daemon, store: Store, open_page: OpenPage) -> None
     store.usage.add([(KEYLESS, UsagePoint(now, 12_345, 0, 0, 0.0))])
     page = open_page(box.url + "/devices")
     row = page.locator(f"#{device.id}")
-    assert row.locator("dd").all_inner_texts() == ["60", "5,280", "1,740", "153,020"]
+    assert row.locator("dd").all_inner_texts() == ["60", "5,080", "1,740", "152,920"]
     expect(page.locator("#this-machine")).to_contain_text("12,34")
     check_sound(page, "devices")
     row.get_by_role("link").click()
     expect(page.locator("svg[role=img]")).to_have_count(4)
     facts = page.locator(".facts")
-    expect(facts).to_contain_text("60 requests, 4,800 tokens read and 480 written, 10.0 a second")
+    expect(facts).to_contain_text("60 requests, 4,600 tokens read and 480 written, 10.0 a second")
     expect(page.get_by_label("not here any more")).to_be_checked()
     for fold in page.locator("main details").all():
         fold.evaluate("element => { element.open = true }")
