@@ -12,7 +12,10 @@ from appliance.console.render import page
 
 SHOWN = 100
 SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "access": ("Logins and keys", ("login", "logout", "owner", "key", "device", "setup", "console.account")),
+    "access": (
+        "Logins and keys",
+        ("login", "logout", "owner", "key", "console.key", "device", "setup", "console.account"),
+    ),
     "adapters": ("Adapters", ("adapter",)),
     "learning": ("Learning", ("console.train", "console.cancel", "console.retry", "console.review", "run")),
     "examples": ("Examples", ("examples", "example", "console.queue", "console.example")),

@@ -128,5 +128,19 @@ blueprint.middleware(admit, "request")
 blueprint.middleware(harden, "response")
 blueprint.exception(Exception)(explain)
 blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=["GET"], name="static")
-for room in (home, playground, review, runs, adapters, devices, device, login, live, parts, logs, audit, backup):
+for room in (
+    home,
+    playground,
+    review,
+    runs,
+    adapters,
+    devices,
+    device,
+    login,
+    live,
+    parts,
+    logs,
+    audit,
+    backup,
+):
     room.add_routes(blueprint)

@@ -14,6 +14,7 @@ from daemons import Daemon
 from playwright.sync_api import Page, expect
 
 from appliance.store import Store
+from appliance.store.filter import Filter
 from appliance.store.keys import Device
 from appliance.store.usage import HOUR, KEYLESS, UsagePoint
 
@@ -283,10 +284,14 @@ def test_forgetting_what_it_said(box: Daemon, store: Store, open_page: OpenPage)
     assert (action, detail["device"], detail["retrain"]) == ("examples.forget", device.id, False)
     # Its key stays good, and what it asked is still counted.
     assert ask(box, key).status_code == 200
+    deadline = time.monotonic() + 20
+    while not store.browse.count(Filter(device=device.id)).count:  # collected a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     page.reload()
     expect(page.locator(".facts")).to_contain_text("2 requests")
-    page.get_by_role("link", name="1 example").wait_for()
-    assert (page.get_by_role("link", name="1 example").get_attribute("href")) == f"/queue?device={device.id}"
+    examples = page.get_by_role("link", name="1 example")
+    expect(examples).to_have_attribute("href", f"/queue?device={device.id}")
 
 
 def test_many_devices_stay_quick_and_small(box: Daemon, store: Store) -> None:
