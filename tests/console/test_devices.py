@@ -292,6 +292,9 @@ def test_forgetting_what_it_said(box: Daemon, store: Store, open_page: OpenPage)
     expect(page.locator(".facts")).to_contain_text("2 requests")
     examples = page.get_by_role("link", name="1 example")
     expect(examples).to_have_attribute("href", f"/queue?device={device.id}")
+    assert post(box, f"/devices/{device.id}/forget", retrain="yes").status_code == 303
+    assert last_act(store)[1]["retrain"] is True
+    assert store.browse.count(Filter(device=device.id)).count == 0
 
 
 def test_many_devices_stay_quick_and_small(box: Daemon, store: Store) -> None:
