@@ -237,8 +237,14 @@ def _rate(typed: str) -> int | None:
     return int(typed)
 
 
+def _count(count: int, what: str) -> str:
+    return f"{number(count)} {what}" if count == 1 else f"{number(count)} {what}s"
+
+
 def _forgotten(done: Forgotten) -> str:
-    said = f"Forgotten: {number(len(done.examples))} examples and {number(done.completions)} stored answers."
+    said = (
+        f"Forgotten: {_count(len(done.examples), 'example')} and {_count(done.completions, 'stored answer')}."
+    )
     if not done.adapters:
         return said
     which = ", ".join(done.adapters[:3]) + (" and others" if len(done.adapters) > 3 else "")

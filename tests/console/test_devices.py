@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from browsing import FIRST, NASTY, PHONE, check_sound, opened
+from browsing import FIRST, NASTY, PHONE, SECOND, check_sound, opened
 from daemons import Daemon
 from playwright.sync_api import Page, expect
 
@@ -277,7 +278,7 @@ def test_forgetting_what_it_said(box: Daemon, store: Store, open_page: OpenPage)
     page = open_page(f"{box.url}/devices/{device.id}", scripts=False)
     page.get_by_text("Forget all it said").click()
     page.get_by_role("button", name="Forget all that Diary said").click()
-    expect(page.locator(".flash-good")).to_contain_text("Forgotten: 1 example")
+    expect(page.locator(".flash-good")).to_contain_text("Forgotten: 1 example and 1 stored answer.")
     expect(page.locator(".facts")).to_contain_text("none")
     assert [row for row in store.completions.recent(100) if row.device == device.id] == []
     action, detail = last_act(store)
@@ -292,9 +293,24 @@ def test_forgetting_what_it_said(box: Daemon, store: Store, open_page: OpenPage)
     expect(page.locator(".facts")).to_contain_text("2 requests")
     examples = page.get_by_role("link", name="1 example")
     expect(examples).to_have_attribute("href", f"/queue?device={device.id}")
-    assert post(box, f"/devices/{device.id}/forget", retrain="yes").status_code == 303
-    assert last_act(store)[1]["retrain"] is True
-    assert store.browse.count(Filter(device=device.id)).count == 0
+
+    # An adapter that learnt from it is given up only when that is asked for.
+    run = store.runs.create("person", 1)
+    store.runs.update(run.id, state="promoted", adapter=SECOND)
+    learnt = store.adapters.get(SECOND)
+    assert learnt is not None
+    store.adapters.upsert(replace(learnt, run_id=run.id))
+    for example in store.browse.each(Filter(device=device.id)):
+        store.examples.update(example.id, state="used", run_id=run.id)
+    page.get_by_text("Forget all it said").click()
+    page.get_by_role("button", name="Forget all that Diary said").click()
+    expect(page.locator(".flash-good")).to_contain_text(f"{SECOND} learnt from them before")
+    assert box.home.adapters.joinpath(f"{SECOND}.safetensors").exists()
+    page.get_by_text("Forget all it said").click()
+    page.get_by_label("Give up what was learnt from it, too").check()
+    page.get_by_role("button", name="Forget all that Diary said").click()
+    expect(page.locator(".flash-good")).to_contain_text(f"is given up: {SECOND}")
+    assert not box.home.adapters.joinpath(f"{SECOND}.safetensors").exists()
 
 
 def test_many_devices_stay_quick_and_small(box: Daemon, store: Store) -> None:
