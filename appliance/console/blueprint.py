@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
+import time
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, Sanic
@@ -32,6 +34,8 @@ from appliance.origin import same_origin, trusted_loopback
 from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
 
 log = logging.getLogger(__name__)
+PACKED_FROM = 1000
+"""Bytes. Below, packing saves no packet on the network."""
 blueprint = Blueprint("console")
 
 
@@ -44,6 +48,7 @@ def setup(app: Sanic[Any, Any]) -> None:
 
 async def admit(request: Request) -> HTTPResponse | None:
     """Let the owner in; send everybody else to the login, or say how to set a password."""
+    request.ctx.began = time.perf_counter()
     if not same_origin(request.method, request.headers):
         return page(
             request,
@@ -82,11 +87,35 @@ async def admit(request: Request) -> HTTPResponse | None:
     return back(request, "Your session has ended; nothing was done. Log in and try again.", "bad", "/login")
 
 
-async def harden(_request: Request, response: HTTPResponse) -> None:
-    """Put the security headers on everything; nothing but assets may be kept by a cache."""
+async def harden(request: Request, response: HTTPResponse) -> None:
+    """Put the security headers on everything; nothing but assets may be kept by a cache.
+
+    Pages are packed, and say how long they took (`Server-Timing`, which browsers show to who looks).
+    """
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")
+    pack(request, response)
+    began = getattr(request.ctx, "began", None)
+    if began is not None:
+        spent = 1000 * (time.perf_counter() - began)
+        response.headers["Server-Timing"] = f"total;dur={spent:.1f}"
+
+
+def pack(request: Request, response: HTTPResponse) -> None:
+    """Compress a page for a browser that can read it so: its text is five to ten times smaller then.
+
+    No page has a secret in it that a stranger could find out by the size of what he made it contain: the
+    session is in a cookie, and forms carry no token.
+    """
+    page = response.content_type is not None and response.content_type.startswith("text/html")
+    body = response.body
+    if not page or not body or len(body) < PACKED_FROM or "content-encoding" in response.headers:
+        return
+    response.headers["Vary"] = "Accept-Encoding"
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        response.body = gzip.compress(body, compresslevel=3, mtime=0)
+        response.headers["Content-Encoding"] = "gzip"
 
 
 async def explain(request: Request, error: Exception) -> HTTPResponse:

@@ -90,7 +90,7 @@ def add_routes(blueprint: Blueprint) -> None:
 async def show(request: Request) -> HTTPResponse:
     """The login form."""
     if request.ctx.logged_in or not request.ctx.password_set:
-        return back(request)
+        return back(request, to="/")
     return page(request, "login.html", problem=None)
 
 
@@ -98,7 +98,7 @@ async def log_in(request: Request) -> HTTPResponse:
     """Check the password and start a session."""
     store = request.app.ctx.store
     if not request.ctx.password_set:
-        return back(request)
+        return back(request, to="/")
     wait = throttle.attempt(request.ip)
     if wait > 0:
         await asyncio.to_thread(store.audit.add, request.ip, "login.throttled", {})
@@ -119,7 +119,7 @@ async def log_in(request: Request) -> HTTPResponse:
     hours = request.app.ctx.config.console.session_hours
     token = await asyncio.to_thread(create_session, store, hours)
     await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
-    response = back(request)
+    response = back(request, to="/")
     response.add_cookie(
         SESSION_COOKIE,
         token,

@@ -1,4 +1,4 @@
-"""Everything an owner must be able to do, in a browser that runs no script."""
+"""Everything an owner must be able to do, in a browser that runs no script, on a phone."""
 
 from __future__ import annotations
 
@@ -35,32 +35,43 @@ def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Ca
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Log in").click()
 
+    def go(section: str) -> None:
+        page.locator(".menu > summary").click()
+        page.locator(".menu").get_by_role("link", name=section).click()
+
+    go("Playground")
     page.get_by_label("Message").fill("Who waters the plants?")
     page.get_by_role("button", name="Send").click()
     exchange = page.locator(".exchange")
     expect(exchange).to_contain_text("Who waters the plants?")
-    exchange.locator("summary").click()
+    exchange.locator(".wrong > summary").click()
     exchange.get_by_label("What should it have said?").fill("Aunt Rosa waters the plants.")
     exchange.get_by_role("button", name="Learn this answer").click()
     expect(page.locator(".flash-good")).to_contain_text("high weight")
     expect(exchange).to_contain_text("will be learnt in the next run")
 
+    go("Needs review")
     review = page.locator("#review .review").first
     review.get_by_role("textbox").fill("The spare key hangs in the shed.")
     review.get_by_role("button", name="Learn this").click()
     expect(page.locator(".flash-good")).to_contain_text("learnt in the next run")
 
+    go("Home")
     page.get_by_role("button", name="Train now").click()
     expect(page.locator(".flash-good")).to_contain_text("on its way")
-    expect(page.locator("#overview")).to_contain_text("Run in progress")
+    expect(page.locator("#home")).to_contain_text("Run in progress")
     page.get_by_role("button", name="Stop this run").click()
     expect(page.locator(".flash-good")).to_contain_text("being stopped")
 
+    go("Adapters")
     page.get_by_role("button", name=f"Promote {FIRST}").click()
-    expect(page.locator(f"#row-{FIRST}")).to_contain_text("In service")
+    expect(page.locator(".flash-good")).to_contain_text(f"{FIRST} is in service")
+    go("Home")
+    expect(page.locator("#home article").first).to_contain_text(FIRST)
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator(".flash-good")).to_contain_text("Rolled back")
-    expect(page.locator("#row-base")).to_contain_text("In service")
+    expect(page.locator("#home article").first).to_contain_text("Base model")
 
-    page.get_by_role("button", name="Log out").click()
+    page.locator(".menu > summary").click()
+    page.locator(".menu").get_by_role("button", name="Log out").click()
     expect(page.get_by_label("Password")).to_be_visible()
