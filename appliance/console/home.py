@@ -13,6 +13,7 @@ from appliance.console.acts import in_words
 from appliance.console.needs import Need, find_needs
 from appliance.console.render import page
 from appliance.console.resources import Resources, read_resources
+from appliance.console.usage import usage
 from appliance.learning.service import LearningStatus
 from appliance.learning.switch import APPLIANCE, lineage
 from appliance.store.audit import AuditEntry
@@ -76,11 +77,10 @@ class Happening:
 
 @dataclass(frozen=True)
 class Home:
-    """What the page shows."""
+    """What the box does, and what needs the owner."""
 
     overview: Overview
     needs: list[Need]
-    happened: list[Happening]
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -108,10 +108,10 @@ def overview(ctx: Any) -> Overview:
 
 
 def home(ctx: Any) -> Home:
-    """All that the page shows. Blocking."""
+    """Gather it. Blocking."""
     seen = overview(ctx)
     needs = find_needs(time.time(), seen, protected=password_set(ctx.store), devices=ctx.store.keys.count())
-    return Home(seen, needs, happened(ctx))
+    return Home(seen, needs)
 
 
 def happened(ctx: Any) -> list[Happening]:
@@ -140,5 +140,6 @@ def _ended(run: Run) -> Happening:
 
 async def show(request: Request) -> HTTPResponse:
     """The page."""
-    found = await asyncio.to_thread(home, request.app.ctx)
-    return page(request, "home.html", section="home", home=found)
+    ctx = request.app.ctx
+    found, asked, lately = await asyncio.to_thread(lambda: (home(ctx), usage(ctx), happened(ctx)))
+    return page(request, "home.html", section="home", home=found, usage=asked, happened=lately)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ def test_sound(box: Daemon, open_page: OpenPage) -> None:
         store.audit.add(f"1.2.3.4 {NASTY}", "login.failed", {"address": NASTY})
         store.audit.add("owner", f"something {NASTY}", {"what": NASTY})
     page = open_page(box.url)
-    expect(page.locator("#home")).to_contain_text(f"Something {NASTY}")
+    expect(page.locator("#happened")).to_contain_text(f"Something {NASTY}")
     expect(page.locator(".needs")).to_contain_text(f"rejected: because of {NASTY}")
     assert page.locator("main img").count() == 0
     check_sound(page, "home")
@@ -79,6 +80,17 @@ def test_what_happened_while_the_page_was_loading_is_shown(box: Daemon, open_pag
     page.reload()
     with opened(box.home) as store:
         expect(page.locator("#home .big .num")).to_have_text(str(store.examples.count("pending")))
+
+
+def test_what_devices_asked_is_drawn(box: Daemon, open_page: OpenPage) -> None:
+    box.ask("Name a metal.")
+    page = open_page(box.url, PHONE, scripts=False)
+    usage = page.locator("#usage")
+    expect(usage).to_contain_text(re.compile(r"[1-9]\d* requests?, [1-9]\d* tokens, [\d.]+ tokens a second"))
+    requests = usage.get_by_role("img", name=re.compile("Requests by the hour"))
+    expect(requests).to_be_visible()
+    usage.locator("summary").first.click()
+    expect(usage.locator("table").first).to_contain_text("Requests")
 
 
 def test_roll_back_from_home(box: Daemon, open_page: OpenPage) -> None:
