@@ -172,7 +172,7 @@ def keep(
     seconds: float,
     conversation: str | None = None,
 ) -> str:
-    """Remember a finished answer, so that the owner can rate it and go on from it; returns its id. Blocking."""
+    """Remember a finished answer, to be rated and gone on from; returns its id. Blocking."""
     completion_id = f"chatcmpl-{secrets.token_hex(12)}"
     reason: Literal["stop", "length"] = "length" if last.finish_reason == "length" else "stop"
     ctx.store.completions.record(

@@ -206,7 +206,7 @@ async def stream(
     check_message(prompt)
     messages = with_system([{"role": "user", "content": prompt}], options)
     request = _same_draws(await asyncio.to_thread(make_request, ctx, messages, options))
-    # Both sessions are held from here on: if the engine keeps fewer ready than this, it frees them afterwards.
+    # Both are held from here on: where the engine keeps fewer ready, it frees them afterwards.
     weights = [await find_weights(ctx, name) or ctx.engine.weights for name in (left, right)]
     if weights[0].weights == weights[1].weights:
         raise InvalidRequest("Both sides are the same. Choose another one for one of them.", param="right")

@@ -184,7 +184,6 @@ async def ask(request: Request) -> HTTPResponse | None:
 
 async def feedback(request: Request) -> HTTPResponse:
     """Thumbs, a correction or a note on an answer."""
-    ctx = request.app.ctx
     completion_id = form_field(request, "completion_id")
     correction, note, rating = (form_field(request, name) for name in ("correction", "note", "rating"))
     # The page before is the conversation as it was chosen; some browsers do not tell which that was.

@@ -153,7 +153,7 @@ class Completions:
         return [Conversation(**dict(row)) for row in rows]
 
     def conversation(self, name: str) -> list[StoredCompletion]:
-        """The answers of a conversation that are kept, oldest first; with those that were given anew later."""
+        """The answers of a conversation that are kept, oldest first, with those that were given anew."""
         rows = self._db.all(
             f"SELECT {_COLUMNS} FROM completions WHERE conversation = ? ORDER BY seq", (name,)
         )
