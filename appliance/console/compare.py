@@ -41,6 +41,7 @@ from appliance.console.playground import Exchange, exchange, rate
 from appliance.console.render import back, form_field, page, render, wants_fragment
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.errors import Conflict, InvalidRequest, NotFound, ShammahError
+from appliance.store.adapters import AdapterRow
 
 MARKED_WORDS = 2_000
 """Longer answers are not compared word by word: that would take seconds on a small box."""
@@ -87,14 +88,14 @@ class Comparison:
     """What the page shows.
 
     Attributes:
-        adapters: the names to choose from.
+        adapters: those to choose from.
         left: the name chosen for the left side, or `base`.
         right: the same for the right side.
         prompt: the question.
         answers: None before there are any.
     """
 
-    adapters: Sequence[str]
+    adapters: Sequence[AdapterRow]
     left: str
     right: str
     prompt: str
@@ -287,14 +288,16 @@ def gather(
         prompt = prompt or answers.sides[0].exchange.query
     elif any(ids):
         problem = problem or "The answers are not kept any more. Ask again to get new ones."
-    names = [row.name for row in offered(ctx, left, right)]
+    adapters = offered(ctx, left, right)
+    known = {BASE, *(row.name for row in adapters)}
     for name in (left, right):
-        if name not in ("", BASE, *names):
+        if name and name not in known:
             problem = problem or f"There is no accepted adapter {name!r} any more. Choose another one."
-    known = [ctx.engine.adapter or BASE, *names, BASE]
-    left = left if left in known else next((name for name in (BASE, *names) if name != right), BASE)
-    right = right if right in known else next((name for name in known if name != left), left)
-    return Comparison(names, left, right, prompt, options, answers, problem)
+    # Unless something else is chosen: what was learnt against what it began with.
+    learnt = [ctx.engine.adapter or BASE, *(row.name for row in adapters if not row.withdrawn), *sorted(known)]
+    left = left if left in known else next((name for name in (BASE, *learnt) if name != right), BASE)
+    right = right if right in known else next((name for name in learnt if name != left), left)
+    return Comparison(adapters, left, right, prompt, options, answers, problem)
 
 
 def _keep(ctx: Any, messages: list[dict[str, Any]], pieces: list[str], last: Delta, seconds: float) -> str:

@@ -39,6 +39,7 @@ from appliance.console.render import back, form_field, page, render, wants_fragm
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.errors import InvalidRequest, NotFound, ShammahError
 from appliance.learning.feedback import Feedback, give_feedback
+from appliance.store.adapters import AdapterRow
 from appliance.store.completions import Conversation, StoredCompletion
 from appliance.store.examples import Example
 from appliance.store.normalise import message_text
@@ -75,7 +76,7 @@ class Playground:
     Attributes:
         exchanges: the conversation.
         chat: id of the answer it ends in; empty for a new one.
-        adapters: the names to choose from.
+        adapters: those to choose from.
         adapter: the one chosen.
         options: how to answer.
         message: what is written already.
@@ -86,7 +87,7 @@ class Playground:
 
     exchanges: Sequence[Exchange]
     chat: str
-    adapters: Sequence[str]
+    adapters: Sequence[AdapterRow]
     adapter: str
     options: Options
     message: str
@@ -347,14 +348,14 @@ def gather(
         options = replace(options, system=_system(end))
     if chat and end is None:
         problem = problem or "That conversation is not kept any more. Here is a new one."
-    names = [row.name for row in offered(ctx, adapter)]
-    if adapter not in ("", CURRENT, BASE, *names):
+    adapters = offered(ctx, adapter)
+    if adapter not in ("", CURRENT, BASE, *(row.name for row in adapters)):
         problem = problem or f"There is no accepted adapter {adapter!r} any more: what is in service answers."
         adapter = ""
     return Playground(
         exchanges=exchanges(ctx, end) if end else (),
         chat=end.id if end else "",
-        adapters=names,
+        adapters=adapters,
         adapter=adapter or CURRENT,
         options=options,
         message=message,
