@@ -77,17 +77,16 @@ def argument(request: Request, name: str) -> str:
     return (request.args.get(name) or "").strip()
 
 
-def offered(ctx: Any, *also: str | None) -> list[AdapterRow]:
+def offered(ctx: Any, *also: str) -> list[AdapterRow]:
     """The adapters that can be asked, newest first: accepted, and of the base that serves. Blocking.
 
     Args:
         ctx: the app's.
         also: names to have in the list however old they are.
     """
-    base = ctx.bundle.manifest.base_hash
-    rows = [row for row in ctx.store.adapters.list() if row.state == "accepted" and row.base_hash == base]
-    wanted = {ctx.engine.adapter, *also}
-    return rows[:OFFERED] + [row for row in rows[OFFERED:] if row.name in wanted]
+    wanted = [name for name in (ctx.engine.adapter, *also) if name]
+    found: list[AdapterRow] = ctx.store.adapters.accepted(ctx.bundle.manifest.base_hash, OFFERED, wanted)
+    return found
 
 
 async def find_weights(ctx: Any, name: str) -> Session | None:

@@ -294,7 +294,11 @@ def gather(
         if name and name not in known:
             problem = problem or f"There is no accepted adapter {name!r} any more. Choose another one."
     # Unless something else is chosen: what was learnt against what it began with.
-    learnt = [ctx.engine.adapter or BASE, *(row.name for row in adapters if not row.withdrawn), *sorted(known)]
+    learnt = [
+        ctx.engine.adapter or BASE,
+        *(row.name for row in adapters if not row.withdrawn),
+        *sorted(known),
+    ]
     left = left if left in known else next((name for name in (BASE, *learnt) if name != right), BASE)
     right = right if right in known else next((name for name in learnt if name != left), left)
     return Comparison(adapters, left, right, prompt, options, answers, problem)

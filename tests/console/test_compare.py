@@ -122,6 +122,7 @@ def test_without_scripts_and_sound(box: Daemon, open_page: OpenPage) -> None:
     page = open_page(f"{box.url}/playground/compare?left={ONE}&prompt={'Who are you?'}", scripts=False)
     expect(page.get_by_label("Right")).to_have_value("base")
     page.get_by_label("Question").fill(NASTY)
+    page.get_by_text("How it answers").click()
     page.get_by_label("Seed").fill("-1")
     page.get_by_role("button", name="Ask both").last.click()
     expect(page.get_by_role("alert")).to_contain_text("seed is a whole number")
