@@ -9,6 +9,7 @@ A device may be kept to some of these. Then `shammah` stands for all names of wh
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from sanic import Request
 
@@ -85,15 +86,8 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         base: Session = await ctx.engine.prepare(None)
         return base
     name = adapter_name(model)  # an empty one is nobody's
-    barred = ctx.store.adapters.barred
-    row = await asyncio.to_thread(ctx.store.adapters.get, name)
-    ready: Session | None = None if row is None else ctx.engine.at_hand(row.sha256)
-    if ready is not None and not await asyncio.to_thread(barred, row.sha256):
-        return ready
     try:
-        adapter = await asyncio.to_thread(ctx.registry.load, name)
-        if await asyncio.to_thread(barred, adapter.sha256):
-            raise NotFound(f"{name} learned from what has been forgotten.")
+        return await adapter_weights(ctx, name)
     except NotFound as error:
         names = await _some_names(request)
         raise NotFound(
@@ -101,6 +95,24 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
             param="model",
             code="model_not_found",
         ) from error
+
+
+async def adapter_weights(ctx: Any, name: str) -> Session:
+    """The weights of an adapter, whether it is in service or not.
+
+    Raises:
+        NotFound: there is none of that name, or it learned from what has been forgotten.
+        AdapterInvalid: its file is damaged or fits another base.
+        Unavailable: no session can be built with it.
+    """
+    barred = ctx.store.adapters.barred
+    row = await asyncio.to_thread(ctx.store.adapters.get, name)
+    ready: Session | None = None if row is None else ctx.engine.at_hand(row.sha256)
+    if ready is not None and not await asyncio.to_thread(barred, row.sha256):
+        return ready
+    adapter = await asyncio.to_thread(ctx.registry.load, name)
+    if await asyncio.to_thread(barred, adapter.sha256):
+        raise NotFound(f"{name} learned from what has been forgotten.", param="name")
     built: Session = await ctx.engine.prepare(adapter)
     return built
 

@@ -16,6 +16,7 @@ from appliance.console import (
     adapters,
     audit,
     backup,
+    compare,
     device,
     devices,
     home,
@@ -160,6 +161,7 @@ blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=[
 for room in (
     home,
     playground,
+    compare,
     review,
     runs,
     adapters,

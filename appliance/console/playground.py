@@ -1,38 +1,51 @@
 """The playground: chat with the box. With scripts the answer streams; without, the page comes back with it.
 
-What is said here is not collected as it goes by: the owner tries things out. It becomes an example
-when the owner rates or corrects it.
+Conversations are answers that belong together (`store/completions.py`): each has the messages before it,
+so the newest one is the whole conversation.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import urlencode
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import html
 
+from appliance.console.actions import audit
+from appliance.console.answering import (
+    BASE,
+    CURRENT,
+    Event,
+    Options,
+    argument,
+    check_message,
+    find_weights,
+    keep,
+    make_request,
+    offered,
+    read_options,
+    send_events,
+    wants_events,
+    with_system,
+)
 from appliance.console.render import back, form_field, page, render, wants_fragment
 from appliance.engine.request import Delta, GenerationRequest
-from appliance.engine.sampling import SamplingParams
-from appliance.errors import ContextOverflow, InvalidRequest, NotFound, ShammahError
+from appliance.errors import InvalidRequest, NotFound, ShammahError
 from appliance.learning.feedback import Feedback, give_feedback
-from appliance.store.completions import StoredCompletion
+from appliance.store.adapters import AdapterRow
+from appliance.store.completions import Conversation, StoredCompletion
 from appliance.store.examples import Example
+from appliance.store.normalise import message_text
 
-log = logging.getLogger(__name__)
-
-MAX_MESSAGE = 20_000
-_ANSWER_ROOM = 64
-
+RECENT = 30
+"""Conversations listed."""
 
 _THANKS = {
     "praise": "Noted: more like this.",
@@ -43,31 +56,69 @@ _THANKS = {
 
 @dataclass(frozen=True)
 class Exchange:
-    """An answer of the playground, and what the owner said about it.
+    """A question and its answer.
 
     Attributes:
-        before: the conversation that led to the question.
+        completion: the answer as it is kept; None for one that is known only as what came before.
         rated: the feedback given on it, newest first to count.
     """
 
-    completion: StoredCompletion
-    before: tuple[dict[str, Any], ...]
-    rated: Example | None
+    query: str
+    response: str
+    completion: StoredCompletion | None = None
+    rated: Example | None = None
+
+
+@dataclass(frozen=True)
+class Playground:
+    """What the page shows.
+
+    Attributes:
+        exchanges: the conversation.
+        chat: id of the answer it ends in; empty for a new one.
+        adapters: those to choose from.
+        adapter: the one chosen.
+        options: how to answer.
+        message: what is written already.
+        problem: what went wrong.
+        history: earlier conversations, newest first.
+        shown: the name of the one that is open.
+    """
+
+    exchanges: Sequence[Exchange]
+    chat: str
+    adapters: Sequence[AdapterRow]
+    adapter: str
+    options: Options
+    message: str
+    problem: str
+    history: Sequence[Conversation]
+    shown: str | None
+
+    @property
+    def address(self) -> str:
+        """Where this very page is."""
+        given = {"chat": self.chat, "adapter": self.adapter if self.adapter != CURRENT else ""}
+        query = urlencode({name: value for name, value in given.items() if value} | self.options.chosen)
+        return f"/playground?{query}" if query else "/playground"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question made ready for the model."""
+    """A question made ready for the model, and the conversation it belongs to."""
 
     messages: list[dict[str, Any]]
     request: GenerationRequest
+    conversation: str
 
 
 def add_routes(blueprint: Blueprint) -> None:
     """Put `/playground` on the blueprint."""
     blueprint.add_route(show, "/playground", methods=["GET"], name="playground")
-    blueprint.add_route(ask, "/playground/ask", methods=["POST"], name="ask")
+    blueprint.add_route(ask, "/playground", methods=["POST"], name="ask")
     blueprint.add_route(feedback, "/playground/feedback", methods=["POST"], name="feedback")
+    blueprint.add_route(forget, "/playground/forget", methods=["POST"], name="forget_conversation")
+    blueprint.add_route(history_part, "/playground/history", methods=["GET"], name="history")
     blueprint.add_route(
         exchange_part, "/playground/exchange/<completion_id:str>", methods=["GET"], name="exchange"
     )
@@ -75,9 +126,9 @@ def add_routes(blueprint: Blueprint) -> None:
 
 async def show(request: Request) -> HTTPResponse:
     """The page, with the conversation that ends in the answer `?chat=` names."""
-    ctx, completion_id = request.app.ctx, request.args.get("chat")
-    found = await asyncio.to_thread(exchange, ctx, completion_id) if completion_id else None
-    return page(request, "playground.html", section="playground", exchange=found)
+    options = read_options(lambda name: argument(request, name))
+    adapter, message = argument(request, "adapter"), argument(request, "message")
+    return await _page(request, argument(request, "chat"), adapter, options, message)
 
 
 async def exchange_part(request: Request, completion_id: str) -> HTTPResponse:
@@ -88,60 +139,60 @@ async def exchange_part(request: Request, completion_id: str) -> HTTPResponse:
     return html(render("parts/exchange.html", exchange=found))
 
 
+async def history_part(request: Request) -> HTTPResponse:
+    """The list of conversations."""
+
+    def gather() -> tuple[list[Conversation], str | None]:
+        completions = request.app.ctx.store.completions
+        open_one = completions.get(argument(request, "chat"))
+        return completions.conversations(RECENT), open_one.conversation if open_one else None
+
+    history, shown = await asyncio.to_thread(gather)
+    return html(render("parts/history.html", history=history, shown=shown))
+
+
 async def ask(request: Request) -> HTTPResponse | None:
-    """Answer a message."""
-    message, previous = form_field(request, "message"), form_field(request, "previous")
+    """Answer a message, or the last question once more."""
     ctx = request.app.ctx
-    if "text/event-stream" not in request.headers.get("accept", ""):
+    options = read_options(lambda name: form_field(request, name))
+    message, adapter, previous, again = (
+        form_field(request, name) for name in ("message", "adapter", "previous", "again")
+    )
+
+    async def events() -> AsyncGenerator[Event, None]:
+        turn = await asyncio.to_thread(prepare, ctx, options, message, previous, again)
+        async with aclosing(stream(ctx, turn, adapter)) as pieces:
+            async for event in pieces:
+                yield event
+
+    async with aclosing(events()) as answering:
+        if wants_events(request):
+            await send_events(request, answering)
+            return None
         try:
-            turn = await asyncio.to_thread(prepare, ctx, message, previous)
-            completion_id = await answer(ctx, turn)
+            if again and message:
+                raise InvalidRequest("Send or clear what you have written first; then answer that one again.")
+            completion_id = ""
+            async for name, data in answering:
+                completion_id = data["id"] if name == "done" else ""
         except ShammahError as error:
-            return back(request, error.message, "bad", _address(previous))
-        return back(request, to=_address(completion_id))
-    response = await request.respond(content_type="text/event-stream; charset=utf-8")
-    try:
-        turn = await asyncio.to_thread(prepare, ctx, message, previous)
-        async with aclosing(stream(ctx, turn)) as events:
-            async for name, data in events:
-                await response.send(f"event: {name}\ndata: {json.dumps(data)}\n\n")
-    except Exception as error:  # the status line is out: whatever happens must be said in the stream
-        if not isinstance(error, ShammahError):
-            log.exception("The playground failed")
-        message = (
-            error.message
-            if isinstance(error, ShammahError)
-            else "The box failed on this one. The log says more."
-        )
-        await response.send(f"event: problem\ndata: {json.dumps({'message': message})}\n\n")
-    await response.eof()
-    return None
+            return await _page(
+                request, previous or again, adapter, options, message, error.message, error.status
+            )
+    done = Playground((), completion_id, (), adapter or CURRENT, options, "", "", (), None)
+    return back(request, to=f"{done.address}#{completion_id}")
 
 
 async def feedback(request: Request) -> HTTPResponse:
     """Thumbs, a correction or a note on an answer."""
-    ctx = request.app.ctx
     completion_id = form_field(request, "completion_id")
-    to = _address(completion_id)
+    correction, note, rating = (form_field(request, name) for name in ("correction", "note", "rating"))
+    # The page before is the conversation as it was chosen; some browsers do not tell which that was.
+    to = None if "referer" in request.headers else f"/playground?{urlencode({'chat': completion_id})}"
     try:
-        completion = await asyncio.to_thread(ctx.store.completions.get, completion_id)
-        if completion is None:
-            raise NotFound("That answer is not kept any more, so it cannot be rated.")
-        correction, note, rating = (form_field(request, name) for name in ("correction", "note", "rating"))
         if rating != "up" and not correction and not note:
             raise InvalidRequest("Say what the answer should have been, or what is wrong with it.")
-        given = Feedback(
-            query=completion.query,
-            response=completion.response,
-            weight="normal" if rating == "up" else "high",
-            feedback=note or None,
-            correction=correction or None,
-            rating="up" if rating == "up" else "down",
-            completion_id=completion_id,
-            device=None,
-            source="console",
-        )
-        example = await asyncio.to_thread(give_feedback, ctx.store, ctx.config, given, events=ctx.events)
+        example = await rate(request, completion_id, rating, correction, note)
     except ShammahError as error:
         if wants_fragment(request):
             return html(render("parts/rated.html", problem=error.message, kind=None))
@@ -151,85 +202,191 @@ async def feedback(request: Request) -> HTTPResponse:
     return back(request, _THANKS[example.kind], to=to)
 
 
+async def forget(request: Request) -> HTTPResponse:
+    """Delete a conversation. What was taught with it stays in the queue."""
+    name = form_field(request, "conversation")
+    store = request.app.ctx.store
+    if not name or not await asyncio.to_thread(store.completions.forget_conversation, name):
+        return back(request, "That conversation is not kept any more.", "info", "/playground")
+    await audit(request, "conversation.forget", conversation=name)
+    try:
+        await asyncio.to_thread(store.database.scrub)
+    except ShammahError as error:
+        message = f"The conversation is deleted, but the file of the store still has traces: {error.message}"
+        return back(request, message, "bad", "/playground")
+    return back(request, "The conversation is forgotten.", to="/playground")
+
+
+async def rate(
+    request: Request, completion_id: str, rating: str, correction: str = "", note: str = ""
+) -> Example:
+    """Store what the owner says of an answer: praise for "up", otherwise that it was wrong.
+
+    Raises:
+        NotFound: the answer is not kept any more.
+        InvalidRequest: it cannot be said of this answer.
+    """
+    ctx = request.app.ctx
+    completion = await asyncio.to_thread(ctx.store.completions.get, completion_id)
+    if completion is None:
+        raise NotFound("That answer is not kept any more, so it cannot be rated.")
+    up = rating == "up"
+    given = Feedback(
+        query=completion.query,
+        response=completion.response,
+        weight="normal" if up else "high",
+        feedback=note or None,
+        correction=correction or None,
+        rating="up" if up else "down",
+        completion_id=completion_id,
+        device=None,
+        source="console",
+    )
+    example = await asyncio.to_thread(give_feedback, ctx.store, ctx.config, given, events=ctx.events)
+    await audit(request, "feedback", example=example.id, kind=example.kind)
+    return example
+
+
 def exchange(ctx: Any, completion_id: str) -> Exchange | None:
     """An earlier answer; None when it is not kept any more. Blocking."""
     found: StoredCompletion | None = ctx.store.completions.get(completion_id)
-    if found is None:
-        return None
-    rated = ctx.store.examples.feedback_on(found.id, found.query, found.response)
-    return Exchange(found, tuple(found.messages[:-1]), rated)
+    return None if found is None else _rated(ctx, found)
 
 
-def _address(completion_id: str) -> str:
-    return f"/playground?{urlencode({'chat': completion_id})}" if completion_id else "/playground"
+def exchanges(ctx: Any, end: StoredCompletion) -> list[Exchange]:
+    """The conversation that ends in an answer, each turn with what is kept of it. Blocking."""
+    kept = ctx.store.completions.conversation(end.conversation) if end.conversation else []
+    answered = {(_talk(completion.messages), completion.response): completion for completion in kept}
+    talk = _talk(end.messages)
+    found: list[Exchange] = []
+    for at, (role, text) in enumerate(talk[:-1]):
+        if role == "user":
+            found.append(Exchange(text, ""))
+        elif role == "assistant":
+            turn = answered.get((talk[:at], text))
+            question = found.pop() if found and not found[-1].response else Exchange("", "")
+            found.append(replace(question, response=text) if turn is None else _rated(ctx, turn))
+    return [*found, _rated(ctx, end)]
 
 
-def prepare(ctx: Any, message: str, previous: str) -> Turn:
-    """Put a message after the conversation so far.
+def prepare(ctx: Any, options: Options, message: str, previous: str, again: str) -> Turn:
+    """Put a message after the conversation so far, or take a question of it once more. Blocking.
+
+    Args:
+        ctx: the app's.
+        options: how to answer.
+        message: what is asked.
+        previous: id of the answer it goes on from; empty for a new conversation.
+        again: id of the answer to give anew, instead.
 
     Raises:
-        InvalidRequest: nothing was said, or too much.
-        ContextOverflow: the conversation is too long for the model.
+        InvalidRequest: nothing was said, or too much, or an option makes no sense.
+        NotFound: the conversation is not kept any more.
+        ContextOverflow: it is too long for the model.
     """
-    if not message:
-        raise InvalidRequest("Write a message first.", param="message")
-    if len(message) > MAX_MESSAGE:
-        raise InvalidRequest(f"That message is longer than {MAX_MESSAGE:,} characters.", param="message")
-    before = ctx.store.completions.get(previous) if previous else None
-    messages: list[dict[str, Any]] = []
-    if before is not None:
-        messages = [*before.messages, {"role": "assistant", "content": before.response}]
-    messages.append({"role": "user", "content": message})
-    prompt = ctx.tokenizer.encode_chat(messages)
-    room = ctx.engine.context_length - len(prompt)
-    if room < _ANSWER_ROOM:
-        raise ContextOverflow("This conversation has become too long for the model. Start a new one.")
-    # The same defaults as for devices: the owner sees what they see.
-    defaults = ctx.config.model
-    sampling = SamplingParams(temperature=defaults.temperature, top_p=defaults.top_p)
-    limit = min(room, defaults.default_max_tokens)
-    return Turn(messages, GenerationRequest(prompt=tuple(prompt), max_tokens=limit, sampling=sampling))
+    if not again:
+        check_message(message)
+    earlier = again or previous
+    before: StoredCompletion | None = ctx.store.completions.get(earlier) if earlier else None
+    if earlier and before is None:
+        raise NotFound("This conversation is not kept any more. Start a new one.")
+    messages = list(before.messages) if before else []
+    if not again:
+        if before is not None:
+            messages.append({"role": "assistant", "content": before.response})
+        messages.append({"role": "user", "content": message})
+    messages = with_system(messages, options)
+    if not messages or messages[-1].get("role") != "user":
+        raise NotFound("The text of this answer was not kept. Start a new conversation.")
+    # Going on from an earlier place begins another conversation, so that neither is lost from the list.
+    conversation = before.conversation if before else None
+    if before is None or conversation is None or ctx.store.completions.end_of(conversation) != before.id:
+        conversation = secrets.token_hex(8)
+    return Turn(messages, make_request(ctx, messages, options), conversation)
 
 
-async def stream(ctx: Any, turn: Turn) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+async def stream(ctx: Any, turn: Turn, adapter: str) -> AsyncGenerator[Event, None]:
     """The answer piece by piece, as `text` events and a last `done` with the id to rate it by."""
+    weights = await find_weights(ctx, adapter)
     pieces: list[str] = []
     last: Delta | None = None
-    async with aclosing(ctx.engine.generate(turn.request)) as generation:
+    started = time.monotonic()
+    async with aclosing(ctx.engine.generate(turn.request, weights)) as generation:
         async for delta in generation:
             last = delta
             if delta.text:
                 pieces.append(delta.text)
                 yield "text", {"text": delta.text}
-    completion_id = await asyncio.to_thread(keep, ctx, turn, "".join(pieces), last)
+    assert last is not None
+    seconds = time.monotonic() - started
+    completion_id = await asyncio.to_thread(
+        keep, ctx, turn.messages, "".join(pieces), last, seconds, turn.conversation
+    )
     yield "done", {"id": completion_id}
 
 
-async def answer(ctx: Any, turn: Turn) -> str:
-    """The whole answer at once; returns the id to show and rate it by."""
-    completion_id = ""
-    async with aclosing(stream(ctx, turn)) as events:
-        async for name, data in events:
-            if name == "done":
-                completion_id = data["id"]
-    return completion_id
+def _rated(ctx: Any, completion: StoredCompletion) -> Exchange:
+    rated = ctx.store.examples.feedback_on(completion.id, completion.query, completion.response)
+    return Exchange(completion.query, completion.response, completion, rated)
 
 
-def keep(ctx: Any, turn: Turn, text: str, last: Delta | None) -> str:
-    """Remember a finished answer, so that the owner can rate it and go on from it."""
-    completion_id = f"chatcmpl-{secrets.token_hex(12)}"
-    reason: Literal["stop", "length"] = "length" if last and last.finish_reason == "length" else "stop"
-    ctx.store.completions.record(
-        id=completion_id,
-        created=time.time(),
-        device=None,
-        model=ctx.bundle.manifest.name,
-        adapter=last.adapter if last else ctx.engine.adapter,
-        query=turn.messages[-1]["content"],
-        response=text,
-        messages=turn.messages,
-        finish_reason=reason,
-        prompt_tokens=last.prompt_tokens if last else 0,
-        completion_tokens=last.completion_tokens if last else 0,
+def _talk(messages: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
+    """What was said, without the system prompt, in a form to compare and to look up by."""
+    return tuple(
+        (str(message.get("role")), message_text(message))
+        for message in messages
+        if message.get("role") != "system"
     )
-    return completion_id
+
+
+def gather(
+    ctx: Any, chat: str, adapter: str, options: Options, message: str = "", problem: str = ""
+) -> Playground:
+    """What the page shows. Blocking."""
+    end: StoredCompletion | None = ctx.store.completions.get(chat) if chat else None
+    if end is not None and not problem and not options.system:  # a form that failed says what is wanted now
+        options = replace(options, system=_system(end))
+    if chat and end is None:
+        problem = problem or "That conversation is not kept any more. Here is a new one."
+    adapters = offered(ctx, adapter)
+    if adapter not in ("", CURRENT, BASE, *(row.name for row in adapters)):
+        problem = problem or f"There is no accepted adapter {adapter!r} any more: what is in service answers."
+        adapter = ""
+    return Playground(
+        exchanges=exchanges(ctx, end) if end else (),
+        chat=end.id if end else "",
+        adapters=adapters,
+        adapter=adapter or CURRENT,
+        options=options,
+        message=message,
+        problem=problem,
+        history=ctx.store.completions.conversations(RECENT),
+        shown=end.conversation if end else None,
+    )
+
+
+def _system(end: StoredCompletion) -> str:
+    return next((message_text(message) for message in end.messages if message.get("role") == "system"), "")
+
+
+async def _page(
+    request: Request,
+    chat: str,
+    adapter: str,
+    options: Options,
+    message: str = "",
+    problem: str = "",
+    status: int = 200,
+) -> HTTPResponse:
+    ctx = request.app.ctx
+    found = await asyncio.to_thread(gather, ctx, chat, adapter, options, message, problem)
+    defaults = ctx.config.model
+    return page(
+        request,
+        "playground.html",
+        status=status,
+        section="playground",
+        play=found,
+        defaults=defaults,
+        in_service=ctx.engine.adapter,
+    )

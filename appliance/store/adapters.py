@@ -97,6 +97,17 @@ class Adapters:
         rows = self._db.all(f"{_SELECT} ORDER BY created DESC, name DESC")
         return [_row(row) for row in rows]
 
+    def accepted(self, base_hash: str, limit: int, also: Iterable[str] = ()) -> AdapterRows:
+        """The newest adapters of a base that passed the gate, newest first; `also` however old they are."""
+        rows = self._db.all(
+            f"{_SELECT} WHERE state = 'accepted' AND base_hash = ?"
+            " AND (name IN (SELECT value FROM json_each(?)) OR name IN (SELECT name FROM adapters"
+            " WHERE state = 'accepted' AND base_hash = ? ORDER BY created DESC, name DESC LIMIT ?))"
+            " ORDER BY created DESC, name DESC",
+            (base_hash, json.dumps([*also]), base_hash, limit),
+        )
+        return [_row(row) for row in rows]
+
     def set_state(self, name: str, state: AdapterState, report: dict[str, Any] | None = None) -> None:
         """Record a verdict; without a report the earlier one stays.
 

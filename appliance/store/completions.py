@@ -22,6 +22,8 @@ class StoredCompletion:
         messages: the conversation without the answer. Query, response and messages are empty when
             the request opted out of being stored.
         adapter: what was in service; None is the base model.
+        conversation: names the answers that belong together; None for one that is by itself.
+        seconds: how long it took; None when nobody measured.
     """
 
     id: str
@@ -35,9 +37,36 @@ class StoredCompletion:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    conversation: str | None = None
+    seconds: float | None = None
 
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation by its newest answer.
+
+    Attributes:
+        title: the beginning of what was asked first in it.
+        last: id of the answer it ends in.
+        created: when that was given.
+        adapter: who gave it; None is the base model.
+    """
+
+    name: str
+    title: str
+    last: str
+    created: float
+    adapter: str | None
+
+
+TITLE = 200
+"""Characters of a title: more than any list shows."""
 
 _COLUMNS = ", ".join(StoredCompletion.__dataclass_fields__)
+_FIRST_QUESTION = (
+    "(SELECT json_extract(m.value, '$.content') FROM json_each(c.messages) m"
+    " WHERE json_extract(m.value, '$.role') = 'user' ORDER BY m.key LIMIT 1)"
+)
 
 
 def _completion(row: sqlite3.Row) -> StoredCompletion:
@@ -63,6 +92,8 @@ class Completions:
         finish_reason: str,
         prompt_tokens: int,
         completion_tokens: int,
+        conversation: str | None = None,
+        seconds: float | None = None,
     ) -> None:
         """Store an answer and forget the oldest ones. Recording an id again replaces it."""
         values = {
@@ -77,6 +108,8 @@ class Completions:
             "finish_reason": finish_reason,
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
+            "conversation": conversation,
+            "seconds": seconds,
             "query_key": text_key(query),
             "response_key": text_key(response),
         }
@@ -106,3 +139,38 @@ class Completions:
         """The last completions, newest first."""
         rows = self._db.all(f"SELECT {_COLUMNS} FROM completions ORDER BY seq DESC LIMIT ?", (limit,))
         return [_completion(row) for row in rows]
+
+    def conversations(self, limit: int = 50) -> list[Conversation]:
+        """The conversations that have the newest answers, newest first."""
+        rows = self._db.all(
+            "SELECT c.conversation AS name, c.id AS last, c.created, c.adapter,"
+            f" substr(coalesce({_FIRST_QUESTION}, c.query), 1, {TITLE}) AS title"
+            " FROM (SELECT max(seq) AS seq FROM completions WHERE conversation IS NOT NULL"
+            " GROUP BY conversation ORDER BY 1 DESC LIMIT ?) ends"
+            " JOIN completions c ON c.seq = ends.seq ORDER BY c.seq DESC",
+            (limit,),
+        )
+        return [Conversation(**dict(row)) for row in rows]
+
+    def conversation(self, name: str) -> list[StoredCompletion]:
+        """The answers of a conversation that are kept, oldest first, with those that were given anew."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM completions WHERE conversation = ? ORDER BY seq", (name,)
+        )
+        return [_completion(row) for row in rows]
+
+    def end_of(self, conversation: str) -> str | None:
+        """Id of the newest answer of a conversation; None when nothing of it is kept."""
+        row = self._db.one(
+            "SELECT id FROM completions WHERE conversation = ? ORDER BY seq DESC LIMIT 1", (conversation,)
+        )
+        return None if row is None else str(row["id"])
+
+    def forget_conversation(self, name: str) -> int:
+        """Delete the answers of a conversation; says how many there were.
+
+        Feedback on them is an example of its own, and stays. `Database.scrub` takes the last traces of the
+        text out of the file.
+        """
+        with self._db.transaction("completions") as tx:
+            return tx.execute("DELETE FROM completions WHERE conversation = ?", (name,)).rowcount

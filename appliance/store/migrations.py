@@ -258,6 +258,15 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    # 8: answers that belong together, and how long one took. The index finds the end of each conversation.
+    (
+        "ALTER TABLE completions ADD COLUMN conversation TEXT",
+        "ALTER TABLE completions ADD COLUMN seconds REAL",
+        """
+        CREATE INDEX completions_conversation ON completions (conversation, seq)
+        WHERE conversation IS NOT NULL
+        """,
+    ),
 )
 
 

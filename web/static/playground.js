@@ -1,34 +1,18 @@
 // The playground, streaming. Without this script the same form posts and the page comes back.
 
+import { LOST, address, post } from "./answering.js";
+
 const form = document.querySelector("#chat-form");
-const box = form.querySelector("textarea");
+const box = form.elements.message;
 const previous = form.elements.previous;
 const transcript = document.querySelector("#transcript");
 const fresh = document.querySelector("#chat-new");
 const send = document.querySelector("#chat-send");
 const stop = document.querySelector("#chat-stop");
+const complaint = document.querySelector("#chat-problem");
 const outline = document.querySelector("#exchange-template");
 
-const LOST = "The connection to the box was lost. Check that it is on, then send again.";
-
 let running = null;
-
-async function* eventsOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    rest += value;
-    const blocks = rest.split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const name = /^event: (.*)$/m.exec(block)?.[1];
-      const data = /^data: (.*)$/m.exec(block)?.[1];
-      if (name && data) yield { name, data: JSON.parse(data) };
-    }
-  }
-}
 
 function follow() {
   transcript.scrollTop = transcript.scrollHeight;
@@ -38,80 +22,98 @@ function nearEnd() {
   return transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 80;
 }
 
-function problem(answer, message) {
-  answer.classList.add("problem");
-  answer.textContent = message;
-}
-
 function setRunning(controller) {
   running = controller;
   send.hidden = controller !== null;
   stop.hidden = controller === null;
 }
 
-async function ask(message) {
+function complain(message) {
+  complaint.textContent = message;
+  complaint.hidden = !message;
+}
+
+// An article that the answer comes into; `before` is the one it stands in for when a question is asked anew.
+function begin(question, before) {
   const article = outline.content.cloneNode(true).querySelector("article");
-  const answer = article.querySelector("[data-answer]");
-  article.querySelector("[data-question]").textContent = message;
+  article.querySelector("[data-question]").textContent = question;
   article.setAttribute("aria-busy", "true");
   document.querySelector("#chat-empty")?.remove();
+  if (before) before.hidden = true;
   transcript.append(article);
   follow();
-  setRunning(new AbortController());
+  return article;
+}
+
+async function ask(question, fields, before) {
+  const article = begin(question, before);
+  const answer = article.querySelector("[data-answer]");
   let text = "";
-  let ended = false;
+  let end = null;
+  complain("");
+  setRunning(new AbortController());
   try {
-    const response = await fetch(form.action, {
-      method: "POST",
-      headers: { Accept: "text/event-stream" },
-      body: new URLSearchParams({ message, previous: previous.value }),
-      signal: running.signal,
-    });
-    if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
-      // Most likely the session has ended: the page itself will say.
-      location.reload();
-      return;
-    }
-    for await (const { name, data } of eventsOf(response.body)) {
+    for await (const event of post(form.action, fields, running.signal)) {
       const stick = nearEnd();
-      if (name === "text") {
-        text += data.text;
+      if (event.name === "text") {
+        text += event.data.text;
         answer.textContent = text;
-      } else if (name === "problem") {
-        ended = true;
-        problem(answer, data.message);
-      } else if (name === "done") {
-        ended = true;
-        await finish(article, data.id);
+      } else {
+        end = event;
       }
       if (stick) follow();
     }
-    if (!ended) problem(answer, LOST);
+    end ??= { name: "problem", data: { message: LOST } };
   } catch (error) {
-    if (error.name === "AbortError") {
-      answer.textContent = text ? `${text} … (stopped)` : "(stopped)";
-    } else {
-      problem(answer, LOST);
-    }
-  } finally {
-    article.removeAttribute("aria-busy");
-    setRunning(null);
+    const stopped = error.name === "AbortError";
+    end = stopped ? { name: "stopped" } : { name: "problem", data: { message: LOST } };
+  }
+  article.removeAttribute("aria-busy");
+  setRunning(null);
+  if (end.name === "done") {
+    before?.remove();
+    await finish(article, end.data.id);
+    return;
+  }
+  // The conversation is where it was: nothing that was written is lost.
+  if (before) before.hidden = false;
+  else box.value ||= question;
+  if (end.name === "problem") complain(end.data.message);
+  if (text || (end.name === "stopped" && !before)) {
+    answer.textContent = `${text}${text ? " … " : ""}${end.name === "stopped" ? "(stopped)" : "(cut off)"}`;
+    article.classList.add("unfinished");
+  } else {
+    article.remove();
   }
 }
 
 async function finish(article, id) {
   previous.value = id;
   fresh.hidden = false;
-  history.replaceState(null, "", `/playground?chat=${encodeURIComponent(id)}`);
-  await htmx.ajax("GET", `/playground/exchange/${encodeURIComponent(id)}`, { target: article, swap: "outerHTML" });
+  const adapter = form.elements.adapter.value;
+  const here = address(form, "/playground", { chat: id, ...(adapter === "current" ? {} : { adapter }) });
+  form.action = here;
+  history.replaceState(null, "", here);
+  const chat = encodeURIComponent(id);
+  const stick = nearEnd();
+  await htmx.ajax("GET", `/playground/exchange/${chat}`, { target: article, swap: "outerHTML" });
+  if (stick) follow();
+  await htmx.ajax("GET", `/playground/history?chat=${chat}`, { target: "#history", swap: "outerHTML" });
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
+  if (running) return;
+  const fields = new URLSearchParams(new FormData(form, event.submitter));
+  if (event.submitter?.name === "again") {
+    const before = event.submitter.closest("article");
+    ask(before.querySelector("[data-question]").textContent, fields, before);
+    return;
+  }
   const message = box.value.trim();
-  if (running || !message) return;
+  if (!message) return;
   box.value = "";
-  ask(message);
+  ask(message, fields, null);
 });
 
 box.addEventListener("keydown", (event) => {
@@ -129,9 +131,14 @@ transcript.addEventListener(
   true,
 );
 
-stop.addEventListener("click", () => {
+function halt() {
   running?.abort();
   box.focus();
+}
+
+stop.addEventListener("click", halt);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running) halt();
 });
 
 follow();

@@ -1,0 +1,82 @@
+// What the playground's pages share: reading an answer as it comes, copying it, times in a list to choose from.
+
+export const LOST = "The connection to the box was lost. Check that it is on, then send again.";
+export const LOGGED_OUT = "Your session has ended. Log in again in another tab, then send this once more.";
+
+/** The events of an answer to a form: `{name, data}`. */
+export async function* post(address, fields, signal) {
+  const response = await fetch(address, {
+    method: "POST",
+    headers: { Accept: "text/event-stream" },
+    body: fields,
+    signal,
+  });
+  if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
+    yield { name: "problem", data: { message: response.redirected ? LOGGED_OUT : LOST } };
+    return;
+  }
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    rest += value;
+    const blocks = rest.split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const name = /^event: (.*)$/m.exec(block)?.[1];
+      const data = /^data: (.*)$/m.exec(block)?.[1];
+      if (name && data) yield { name, data: JSON.parse(data) };
+    }
+  }
+}
+
+/** The fields of a form that an address carries, with others before them. */
+export function address(form, path, first) {
+  const query = new URLSearchParams(first);
+  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
+    const value = form.elements[name].value.trim();
+    if (value) query.set(name, value);
+  }
+  return `${path}?${query}`;
+}
+
+async function copy(text) {
+  // Without TLS a page has no clipboard of its own, and on a home network there mostly is none.
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "visually-hidden";
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  if (!done) throw new Error("refused");
+}
+
+document.documentElement.dataset.scripts = "";
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const text = button.closest("article").querySelector("[data-copied]")?.textContent ?? "";
+  const label = button.querySelector("span");
+  try {
+    await copy(text);
+    button.classList.add("copied");
+    label.textContent = "Copied";
+  } catch {
+    label.textContent = "This browser does not let the page copy";
+  }
+  button.title = label.textContent;
+  button.focus();
+});
+
+const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+for (const option of document.querySelectorAll("option")) {
+  const [, utc] = /Learnt (.* UTC)/.exec(option.textContent) ?? [];
+  const made = /adapter_(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)/.exec(option.dataset.adapter ?? "");
+  if (!utc || !made) continue;
+  const [, year, month, day, hour, minute] = made.map(Number);
+  option.textContent = option.textContent.replace(utc, moment.format(Date.UTC(year, month - 1, day, hour, minute)));
+}
