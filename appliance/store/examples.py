@@ -36,17 +36,18 @@ from appliance.store.rows import finite, to_json, update_row, valid_text
 
 __all__ = ["DRAFT_NOTE", "STATES", "Example", "Examples", "Kind", "NewExample", "State"]
 
-_CHANGEABLE = {"state", "target", "weight", "feedback", "correction", "rating", "note", "run_id",
-               "completion_id"}  # fmt: skip
+_CHANGEABLE = {"state", "kind", "target", "weight", "feedback", "correction", "rating", "finish_reason",
+               "note", "run_id", "completion_id"}  # fmt: skip
 _MIRRORED = {"weight", "feedback", "correction", "rating"}
 _NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND note LIKE '{DRAFT_NOTE}%'))"
-_NOT_REJECTED = (
+NOT_REJECTED = (
     "NOT EXISTS (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
 )
+"""Of an example `e`: nobody has said no to what it teaches."""
 _TAUGHT = "kind IN ('correction', 'critique')"
 _REPLAYABLE = (
     "state = 'used' AND run_id IN (SELECT value FROM json_each(?))"
-    f" AND superseded_by IS NULL AND left_out IS NULL AND {_NOT_REJECTED}"
+    f" AND superseded_by IS NULL AND left_out IS NULL AND {NOT_REJECTED}"
 )
 
 QueueIndex: TypeAlias = list[tuple[int, int]]
@@ -256,7 +257,7 @@ class Examples:
         with self._db.transaction("examples") as tx:
             return tx.execute(
                 "UPDATE examples AS e SET state = 'training'"
-                f" WHERE state = 'used' AND superseded_by IS NULL AND run_id = ? AND {_NOT_REJECTED}",
+                f" WHERE state = 'used' AND superseded_by IS NULL AND run_id = ? AND {NOT_REJECTED}",
                 (run_id,),
             ).rowcount
 
@@ -269,7 +270,7 @@ class Examples:
             return tx.execute(
                 "UPDATE examples AS e SET state = 'pending', run_id = NULL, left_out = NULL"
                 " WHERE state = 'used' AND superseded_by IS NULL"
-                f" AND run_id IN (SELECT value FROM json_each(?)) AND {_NOT_REJECTED}",
+                f" AND run_id IN (SELECT value FROM json_each(?)) AND {NOT_REJECTED}",
                 (json.dumps([*run_ids]),),
             ).rowcount
 

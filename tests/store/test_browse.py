@@ -283,3 +283,26 @@ def test_a_search_looks_at_a_slice_at_a_time(many: Browse, monkeypatch: pytest.M
     assert len(watch.plans) >= 2 * MANY / 5000
     assert not any("SCAN" in line or "TEMP" in line for plan in watch.plans for line in plan)
     assert many.count(Filter(search="question")) == Total(COUNTED, True)
+
+
+def test_states_are_counted_and_ids_listed(store: Store, new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.store.browse.SLICE", 3)  # a search goes through several
+    for number in range(20):
+        store.examples.add(
+            new(f"{'needle' if number % 3 else 'hay'} {number}", state="used" if number % 2 else "pending"),
+            created=float(number // 4 + 1),
+        )
+    nothing = dict.fromkeys(STATES, 0)
+    assert store.browse.counts() == nothing | {"used": 10, "pending": 10}
+    assert store.browse.counts(Filter(states=("used",), since=3.0)) == nothing | {"used": 6}
+    for filter in (
+        Filter(search="needle"),
+        Filter(search="needle", states=("used",)),
+        Filter(),
+        Filter(since=2),
+    ):
+        examples = list(store.browse.each(filter))
+        assert store.browse.ids(filter) == [example.id for example in examples]
+        counts = store.browse.counts(filter)
+        assert counts == {state: sum(e.state == state for e in examples) for state in STATES}
+        assert sum(counts.values()) > 5

@@ -10,7 +10,7 @@ from appliance.errors import InvalidRequest
 from appliance.home import Home
 from appliance.store import Store
 from appliance.store.browse import Filter
-from appliance.store.bulk import LEFT, WAITING, Changed
+from appliance.store.bulk import LEFT, REPLACED, WAITING, Changed
 from appliance.store.example import MAX_WEIGHT, STATES, Example
 from appliance.store.examples import NewExample
 from appliance.store.mirror import QueueMirror
@@ -48,7 +48,7 @@ def test_only_what_waits_is_changed(store: Store, new: New, by: str, act: str) -
     changed = (
         store.bulk.exclude(which, "by the owner") if act == "exclude" else store.bulk.set_weight(which, 7)
     )
-    left = {"held by a run": 1, "learned already": 1, "superseded": 1, "excluded already": 1}
+    left = {"held by a run": 1, "learnt already": 1, "superseded": 1, "excluded already": 1}
     assert changed == Changed(3, left | ({"unknown": 1} if by == "ids" else {}))
     for state, example in before.items():
         now = store.examples.get(example.id)
@@ -119,3 +119,30 @@ def test_a_weight_that_cannot_be(store: Store, new: New, weight: float) -> None:
         store.bulk.exclude([example.id], "\ud800")
     assert caught.value.param == "note"
     assert store.examples.get(example.id) == example
+
+
+def test_what_was_taken_out_comes_back(store: Store, new: New) -> None:
+    plain = store.examples.add(new("plain", state="excluded", note="by the owner"))
+    store.examples.add(new("parked", state="parked", note="draft: by the model"))
+    store.examples.add(new("critique", "No.", kind="critique", target="Yes.", state="excluded"))
+    store.examples.add(new("bare", "No.", kind="critique", target=None, state="excluded"))
+    store.examples.add(new("rejected", "Wrong.", state="excluded"))
+    store.examples.reject_answer("rejected", "Wrong.", None)
+    replaced = store.examples.add(new("replaced", state="parked"))
+    with store.database.transaction() as tx:
+        tx.execute("UPDATE examples SET superseded_by = ? WHERE id = ?", (plain.id, replaced.id))
+    waiting, used = store.examples.add(new("waiting")), store.examples.add(new("used", state="used"))
+    changed = store.bulk.put_back(Filter())
+    assert changed == Changed(4, {REPLACED: 2, "in the queue already": 1, "learnt already": 1})
+    states = {example.query: (example.state, example.note) for example in store.browse.each()}
+    assert states == {
+        "plain": ("pending", None),
+        "parked": ("pending", "draft: by the model"),
+        "critique": ("review", None),
+        "bare": ("review", None),
+        "rejected": ("excluded", None),
+        "replaced": ("parked", None),
+        "waiting": ("pending", None),
+        "used": ("used", None),
+    }
+    assert store.bulk.put_back([waiting.id, used.id, "ex_none"]).count == 0
