@@ -12,16 +12,17 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from appliance.adapters.file import SUFFIX
 from appliance.errors import Conflict, NotFound
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
+from appliance.learning.learned import adapters_of, find_learned, snapshot_lines
 from appliance.store import Store
 from appliance.store.forgotten import Traces
 from appliance.store.mirror import QueueMirror
@@ -67,6 +68,16 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
+class Foreseen:
+    """What forgetting would do; see `Forgotten`, of which it counts the examples and completions."""
+
+    examples: int
+    completions: int
+    adapters: tuple[str, ...]
+    in_service: str | None
+
+
+@dataclass(frozen=True)
 class _Plan:
     """Where the text is.
 
@@ -107,6 +118,7 @@ async def forget(
         StorageFull: the disk is full. If it happens late, the text is out of the queue already, and the
             next start or call goes on.
     """
+    await asyncio.to_thread(_refuse_while_running, store)
     plan = await asyncio.to_thread(_plan, home, store, wish)
     retrain = wish.retrain and bool(plan.adapters)
     if retrain and serving in plan.adapters:
@@ -120,6 +132,21 @@ async def forget(
         in_service=serving if serving in plan.adapters else None,
         retrained=retrain,
         requeued=requeued,
+    )
+
+
+def foresee(home: Home, store: Store, wish: Wish, serving: str | None) -> Foreseen:
+    """What `forget` would do. Takes as long as finding all that holds the text.
+
+    Raises:
+        NotFound: there is no such example or device.
+    """
+    plan = _plan(home, store, wish)
+    return Foreseen(
+        examples=len(plan.traces.examples),
+        completions=len(plan.traces.completions),
+        adapters=plan.adapters,
+        in_service=serving if serving in plan.adapters else None,
     )
 
 
@@ -145,36 +172,21 @@ def finish_forgetting(home: Home, store: Store) -> None:
 # -- what there is to do ----------------------------------------------------------------------
 
 
-def _plan(home: Home, store: Store, wish: Wish) -> _Plan:
+def _refuse_while_running(store: Store) -> None:
     for run in store.runs.unfinished():
         raise Conflict(
             f"{run.id} is going on, and may hold what is to be forgotten: try again when it has ended, or "
             "cancel it first."
         )
+
+
+def _plan(home: Home, store: Store, wish: Wish) -> _Plan:
     traces, earlier = _find(store, wish)
-    frozen: set[str] = set()
-    learned: dict[str, set[str]] = {}
-    for snapshot in home.runs.glob("*/examples.jsonl"):
-        name = snapshot.parent.name
-        for _, example, split in _lines(snapshot):
-            if example in traces.examples:
-                frozen.add(name)
-                if split != "heldout":  # by those it was judged, not trained
-                    learned.setdefault(example, set()).add(name)
-    for example in traces.examples - learned.keys():
-        with suppress(NotFound):
-            row = store.examples.get(example)
-            if row.state == "used" and row.run_id is not None and row.run_id not in frozen:
-                learned[example] = {row.run_id}  # somebody removed its run's directory
-    rows = store.adapters.list()
-    runs = earlier.union(*learned.values())
-    names = {row.name for row in rows if row.run_id in runs}
-    while more := {row.name for row in rows if row.parent in names} - names:
-        names |= more
+    learned = find_learned(home, store, traces.examples)
     # What was given up in an earlier call is done with.
-    left = [row for row in rows if row.name in names and not store.adapters.barred(row.sha256)]
+    left = adapters_of(store, earlier | learned.all_runs)
     made = frozenset(row.run_id for row in left if row.run_id is not None)
-    return _Plan(traces, frozenset(frozen), learned, tuple(sorted(row.name for row in left)), made)
+    return _Plan(traces, learned.frozen, learned.runs, tuple(row.name for row in left), made)
 
 
 def _find(store: Store, wish: Wish) -> tuple[Traces, set[str]]:
@@ -233,7 +245,7 @@ def _clean_run(directory: Path, examples: Collection[str]) -> None:
     """Take the text of these examples out of the files of a run that has ended."""
     snapshot, report = directory / "examples.jsonl", directory / "report.json"
     if snapshot.is_file():
-        lines = list(_lines(snapshot))
+        lines = list(snapshot_lines(snapshot))
         kept = [line for line, example, _ in lines if example not in examples]
         if len(kept) < len(lines):
             write_atomic(snapshot, "".join(f"{line}\n" for line in kept))
@@ -249,14 +261,6 @@ def _clean_run(directory: Path, examples: Collection[str]) -> None:
     for path in list(directory.iterdir()) if directory.is_dir() else []:
         if path.name not in WITHOUT_TEXT and path.is_file():
             path.unlink()
-
-
-def _lines(snapshot: Path) -> Iterator[tuple[str, str | None, Literal["train", "heldout", "replay"]]]:
-    """Each line of a run's frozen input, with the example's id and what it was there for."""
-    for line in snapshot.read_text(encoding="utf-8").split("\n"):
-        if line:
-            entry = json.loads(line)
-            yield line, entry.get("id"), entry.get("split", "train")
 
 
 def _without_answers(report: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from appliance.learning.canary import Canary
 from appliance.learning.dropped import DroppedIn
 from appliance.learning.estimate import Estimate
 from appliance.learning.faults import Fault
-from appliance.learning.forget import Forgotten, Wish, finish_forgetting, forget
+from appliance.learning.forget import Foreseen, Forgotten, Wish, finish_forgetting, foresee, forget
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.probation import Probation, load_probation
 from appliance.learning.progress import RunProgress
@@ -217,6 +217,14 @@ class Learning:
             StorageFull: the disk is full; the next call or start goes on.
         """
         return await asyncio.shield(asyncio.ensure_future(self._forget(wish, actor)))
+
+    def foresee(self, wish: Wish) -> Foreseen:
+        """What `forget` would do, for the owner to agree to. Blocking.
+
+        Raises:
+            NotFound: there is no such example or device.
+        """
+        return foresee(self._home, self._store, wish, self._switch.serving)
 
     async def _forget(self, wish: Wish, actor: str) -> Forgotten:
         async def step_back(adapters: Collection[str]) -> str | None:
