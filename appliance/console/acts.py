@@ -46,6 +46,12 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "console.backup.cancelled": lambda d: "Decided not to restore",
     "console.train": lambda d: f"Started {d.get('run')}",
     "console.cancel": lambda d: "Stopped the run",
+    "console.examples.exclude": lambda d: f"Excluded {_counted(d.get('count', 0), 'example')}",
+    "console.examples.put-back": lambda d: f"Put {_counted(d.get('count', 0), 'example')} back",
+    "console.examples.weight": lambda d: f"Changed the weight of {_counted(d.get('count', 0), 'example')}",
+    "console.examples.edit": lambda d: f"Edited {d.get('example')}",
+    "console.examples.import": lambda d: f"Imported {_counted(d.get('count', 0), 'example')}",
+    "console.examples.export": lambda d: "Exported examples",
     "console.review": lambda d: (
         "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer"
     ),

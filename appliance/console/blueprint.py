@@ -9,24 +9,28 @@ import time
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, Sanic
-from sanic.exceptions import SanicException
+from sanic.exceptions import PayloadTooLarge, SanicException
 from sanic.response import raw, text
 
 from appliance.console import (
     adapters,
     audit,
     backup,
+    chosen,
     compare,
     device,
     devices,
+    example,
     home,
     live,
     login,
     logs,
     parts,
     playground,
+    queue,
     review,
     runs,
+    transfer,
 )
 from appliance.console.assets import load_assets
 from appliance.console.render import HEADERS, back, environment, page, wants_fragment
@@ -123,6 +127,13 @@ async def explain(request: Request, error: Exception) -> HTTPResponse:
     """Errors as a page a person can read."""
     if isinstance(error, ShammahError):
         status, message = error.status, error.message
+    elif isinstance(error, PayloadTooLarge):
+        limit = request.app.ctx.config.server.max_body_mb
+        status = error.status_code
+        message = (
+            f"That was larger than {limit} MB, the most this box takes at once (server.max_body_mb in the "
+            "settings). Nothing was done."
+        )
     elif isinstance(error, SanicException) and error.status_code < 500:
         status, message = error.status_code, str(error)
     else:
@@ -162,6 +173,10 @@ for room in (
     home,
     playground,
     compare,
+    queue,
+    chosen,
+    transfer,
+    example,
     review,
     runs,
     adapters,

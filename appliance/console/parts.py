@@ -14,7 +14,6 @@ from appliance.console.adapters import adapters
 from appliance.console.devices import devices
 from appliance.console.home import happened, home
 from appliance.console.render import render
-from appliance.console.review import review
 from appliance.console.runs import runs
 from appliance.console.usage import usage
 
@@ -22,7 +21,6 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "home": home,
     "usage": usage,
     "happened": happened,
-    "review": review,
     "review_count": lambda ctx: ctx.store.examples.review_count(),
     "runs": runs,
     "adapters": adapters,
