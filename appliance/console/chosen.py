@@ -123,6 +123,8 @@ async def do(request: Request) -> HTTPResponse:
     """Do what was agreed to."""
     form: Mapping[str, Sequence[str]] = dict(request.form or {})
     choice = read_choice(form)
+    if choice.ids == ():
+        return back(request, "No example is named, so nothing was done.", "bad", choice.origin_address)
     ctx, agreed = request.app.ctx, _first(form, "count")
     again = f"{request.path}?{_query(choice)}" if choice.ids is None or len(choice.ids) <= FEW else None
     try:

@@ -314,6 +314,7 @@ def test_all_that_match_are_forgotten(box: Daemon, store: Store, client: httpx.C
 )
 def test_acts_that_make_no_sense(client: httpx.Client, form: dict[str, str]) -> None:
     assert client.post("/queue/act", data=form).status_code == 400
+    assert "No example is named" in client.post("/queue/act", data={"act": "forget"}).text
 
 
 def test_out_and_in(box: Daemon, store: Store, client: httpx.Client) -> None:
