@@ -7,11 +7,13 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from appliance.errors import BundleError
+from appliance.errors import BundleError, StorageFull
 from appliance.model.bundle import hash_file
 
 DEFAULT = "default"
@@ -87,14 +89,19 @@ def resolve(text: str) -> Source:
     )
 
 
-def fetch(source: Source) -> LocalSource:
+def fetch(source: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> LocalSource:
     """Make sure that the files are here (downloading a hub id) and are of a kind that can be served.
+
+    Args:
+        source: what is wanted.
+        progress: called with how many bytes of how many have been downloaded.
 
     Raises:
         BundleError: saying what is wrong with them, or that the hub cannot be reached.
+        StorageFull: the download would not fit.
     """
     if source.kind == "hub":
-        return _inspect_checkpoint(_download(source.id))
+        return _inspect_checkpoint(_download(source.id, progress))
     if source.path is None:
         raise BundleError(f"{source.id} has no path.")
     if source.kind == "checkpoint":
@@ -152,8 +159,8 @@ def _inspect_checkpoint(path: Path) -> LocalSource:
     return LocalSource("checkpoint", path, digest.hexdigest(), _licenses(path))
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(hub_id: str, progress: Callable[[int, int], None]) -> Path:
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -165,7 +172,13 @@ def _download(hub_id: str) -> Path:
     repo, _, revision = hub_id.partition("@")
     try:
         # Interrupted downloads go on where they stopped: finished files stay in the hub's cache.
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
+        wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": _WANTED}
+        missing = 0
+        if not constants.is_offline_mode():
+            plan = snapshot_download(repo, dry_run=True, **wanted)
+            missing = sum(file.file_size or 0 for file in plan if file.will_download)
+            _check_room(Path(constants.HF_HUB_CACHE), missing)
+        return Path(snapshot_download(repo, tqdm_class=_counter(missing, progress), **wanted))
     except GatedRepoError as error:
         raise BundleError(
             f"{repo} is gated: accept its terms on the hub, then set HF_TOKEN and import again."
@@ -183,6 +196,34 @@ def _download(hub_id: str) -> Path:
         ) from error
     except ValueError as error:
         raise BundleError(f"{hub_id!r} is no hub id: {error}") from error
+
+
+def _check_room(cache: Path, need: int) -> None:
+    place = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise StorageFull(
+            f"The download needs {need / 1e9:.1f} GB of disk; {place} has {free / 1e9:.1f} GB. "
+            "Free some space and import again."
+        )
+
+
+def _counter(total: int, progress: Callable[[int, int], None]) -> Any:
+    """What the hub's client takes for a progress bar: draws nothing, and tells the bytes."""
+    from tqdm import tqdm
+
+    class Counter(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self._bytes = 0.0 if options.get("unit") == "B" else None
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._bytes is not None and total:
+                self._bytes += n or 0
+                progress(min(int(self._bytes), total), total)
+            return super().update(n)
+
+    return Counter
 
 
 def _embedded() -> Path:
