@@ -61,6 +61,7 @@ DRAFT_TOKENS = 96
 LOG_BYTES = 5_000_000
 SHUTDOWN_SECONDS = 8.0
 BACKLOG = 512
+_IMPORTED = time.monotonic()
 
 
 @dataclass
@@ -146,6 +147,7 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
     for key, part in vars(parts).items():
         setattr(app.ctx, key, part)
     app.ctx.started_at = time.time()
+    app.ctx.start_seconds = time.monotonic() - _IMPORTED
     app.ctx.local_token = secrets.token_urlsafe(32)
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
@@ -349,7 +351,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
-    """Leave on SIGTERM, SIGINT or `restart`. Sanic's own handlers forget a signal that comes in a listener."""
+    """Leave on SIGTERM, SIGINT or a restart. Sanic's own handlers forget a signal during a listener."""
     wanted = asyncio.Event()
     restart.stops_by(wanted.set)
 

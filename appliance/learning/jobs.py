@@ -181,7 +181,9 @@ class Jobs:
                 raise Conflict("The box is stopping: try again when it is back.")
             if self._job is not None and self._job.going_on:
                 what = "imported" if self._job.kind == "import" else "measured"
-                raise Conflict(f"{self._job.subject} is being {what}: wait until that has ended, or cancel it.")
+                raise Conflict(
+                    f"{self._job.subject} is being {what}: wait until that has ended, or cancel it."
+                )
             # An import competes only while it computes, but cannot be told from one that downloads.
             self._child = child = Child(Yielding(self._busy, self._config.resources.busy_share))
             self._job = job

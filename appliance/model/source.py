@@ -210,14 +210,14 @@ def _check_room(cache: Path, need: int) -> None:
 
 def _counter(total: int, progress: Callable[[int, int], None]) -> Any:
     """What the hub's client takes for a progress bar: draws nothing, and tells the bytes."""
-    from tqdm import tqdm
+    bar: Any = importlib.import_module("tqdm").tqdm
 
-    class Counter(tqdm):  # type: ignore[type-arg]
+    class Counter(bar):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
             self._bytes = 0.0 if options.get("unit") == "B" else None
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> Any:
             if self._bytes is not None and total:
                 self._bytes += n or 0
                 progress(min(int(self._bytes), total), total)
