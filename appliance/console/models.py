@@ -231,7 +231,7 @@ def _look_at(path: Path, counts: dict[str, int], serving: str, wanted: str) -> I
         bundle = load_bundle(path)
         if bundle.manifest.name != name:
             raise BundleError(f"Its {MANIFEST} is that of {bundle.manifest.name}.")
-        manifest, figures, parameters = bundle.manifest, read_figures(bundle), count_parameters(bundle)
+        manifest, figures, parameters = bundle.manifest, read_figures(bundle), parameters_of(bundle)
         adapters = counts.get(manifest.base_hash, 0)
     except BundleError as error:
         problem = error.message
@@ -241,7 +241,7 @@ def _look_at(path: Path, counts: dict[str, int], serving: str, wanted: str) -> I
     )
 
 
-def count_parameters(bundle: Bundle) -> int:
+def parameters_of(bundle: Bundle) -> int:
     """How many weights a model has, but for the few that scale and shift."""
     manifest = bundle.manifest
     try:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from appliance.errors import BundleError, Conflict, ShammahError, StorageFull
 from appliance.files import fsync_dir, storage_errors, write_atomic
@@ -73,12 +73,14 @@ def import_model(
         if done is not None:
             progress("Already imported", 1.0)
             return done
+        if wanted.kind != "hub" and wanted.path is not None and not (home.models / name).exists():
+            _check_disk(home, wanted.kind, wanted.path)  # before gigabytes are read to be hashed
         local, progress = _fetch(wanted, progress)
         done = _same_content(home.models / name, wanted, local)
         if done is not None:
             progress("Already imported", 1.0)
             return done
-        _check_disk(home, local)
+        _check_disk(home, local.kind, local.path)
         work = Path(tempfile.mkdtemp(prefix=_TEMP, dir=home.models))
         try:
             with storage_errors(f"the model {name}"):
@@ -231,10 +233,10 @@ def _intact(bundle: Bundle) -> Bundle | None:
     return bundle
 
 
-def _check_disk(home: Home, local: LocalSource) -> None:
+def _check_disk(home: Home, kind: Literal["gguf", "checkpoint"], path: Path) -> None:
     # fp32 graph, 8-bit bundle, and for a GGUF the fp32 checkpoint between them.
-    width = 4 + 1.2 + (4 if local.kind == "gguf" else 0)
-    need = int(count_parameters(local) * width) + 64 * 2**20
+    width = 4 + 1.2 + (4 if kind == "gguf" else 0)
+    need = int(count_parameters(kind, path) * width) + 64 * 2**20
     free = shutil.disk_usage(home.models).free
     if free < need:
         raise StorageFull(

@@ -110,19 +110,19 @@ def fetch(source: Source, progress: Callable[[int, int], None] = lambda done, to
     return LocalSource("gguf", source.path, hash_file(source.path).sha256, licenses)
 
 
-def count_parameters(local: LocalSource) -> int:
-    """How many weights the source has (an upper bound), for the disk check.
+def count_parameters(kind: Literal["gguf", "checkpoint"], path: Path) -> int:
+    """How many weights a source has (an upper bound), for the disk check. Its weights are not read.
 
     Raises:
         BundleError: a GGUF file cannot be read, or is of a family that cannot be served.
     """
-    if local.kind == "checkpoint":
-        size = sum(file.stat().st_size for file in local.path.glob("*.safetensors"))
-        config = read_config(local.path)
+    if kind == "checkpoint":
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        config = read_config(path)
         return size // (4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2)
     from appliance.model.convert import gguf_fields
 
-    fields = gguf_fields(local.path)
+    fields = gguf_fields(path)
     # GGUF files call the Mistral family "llama" as well.
     if fields["general.architecture"] not in FAMILIES:
         raise _unsupported(fields["general.architecture"])
