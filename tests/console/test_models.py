@@ -107,7 +107,7 @@ def test_a_model_comes_serves_and_goes(
     assert 0 < figures.decode < figures.prefill
     assert 0 < figures.first_token < 10
     assert 0 < figures.bits < 20  # random weights, sure of themselves
-    expect(second).to_contain_text(f"{figures.decode:.1f} tokens/s")
+    expect(second).to_contain_text(f"{figures.decode:,.0f} tokens/s")
     # Of other weights, or of another box: as if nothing had been measured.
     for change in ({"base_hash": "0" * 64}, {"cores": 999}, {"more": 1}):
         (made.path / FIGURES).write_text(json.dumps({**asdict(figures), **change}))
