@@ -202,6 +202,7 @@ def test_a_model_that_cannot_be_served(start_daemon: StartDaemon, bundle: Bundle
     assert home.config.read_text().startswith("# mine\n")
     assert f"Going back to {bundle.name}" in daemon.log
     assert daemon.get(where).headers["location"] == "/models"
+    assert "broken could not be served" in daemon.get("/").text
     page = daemon.get("/models").text
     assert "broken could not be served." in page
     assert "could not be built" in page

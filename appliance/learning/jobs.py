@@ -41,6 +41,7 @@ DIRECTORY = "models"
 HOURS = 12.0
 WAIT_SECONDS = 1.0
 TELL_SECONDS = 0.5
+DYING_SECONDS = 20.0
 LOG_LINES = 15
 MB = 1024 * 1024
 
@@ -236,7 +237,8 @@ class Jobs:
             self._events.publish("model.measured", model=self._now.subject)
 
     def _end(self, state: State, message: str, log: str = "") -> None:
-        clean_leftovers(self._home)
+        if self._now.kind == "import":
+            clean_leftovers(self._home, DYING_SECONDS)
         self._become(state=state, message=message, log=log, ended=time.time())
 
     def _become(self, **changes: Any) -> None:

@@ -40,6 +40,7 @@ from appliance.model.source import LocalSource, Source, count_parameters, fetch,
 
 Progress = Callable[[str, float], None]
 _TEMP = ".import-"
+_LOOK_SECONDS = 0.1
 _FETCHED = 0.6
 """Share of the whole that a download counts."""
 
@@ -250,9 +251,7 @@ def _lock(home: Home, progress: Progress) -> Iterator[int]:
     """One import at a time: they take gigabytes, and only so leftovers are known to be dead."""
     fd = os.open(home.models / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(fd):
             progress("Waiting for another import", 0.0)
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
@@ -265,9 +264,14 @@ def _clean(home: Home) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def clean_leftovers(home: Home) -> None:
-    """Remove what killed imports left. While one is going on nothing is known to be dead, and all stays."""
-    with _free(home) as free:
+def clean_leftovers(home: Home, patience: float = 0.0) -> None:
+    """Remove what killed imports left. While one is going on nothing is known to be dead, and all stays.
+
+    Args:
+        home: where models are.
+        patience: seconds to wait for one that has been killed, and has gigabytes to give back first.
+    """
+    with _free(home, patience) as free:
         if free:
             _clean(home)
 
@@ -291,18 +295,24 @@ def delete_bundle(home: Home, name: str) -> None:
 
 
 @contextmanager
-def _free(home: Home) -> Iterator[bool]:
+def _free(home: Home, patience: float = 0.0) -> Iterator[bool]:
     """Keep imports out, if none is going on; says whether that is so."""
     fd = os.open(home.models / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        while not (mine := _try_lock(fd)) and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+        yield mine
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
