@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,7 @@ def _check_room(cache: Path, need: int) -> None:
 def _counter(total: int, progress: Callable[[int, int], None]) -> Any:
     """What the hub's client takes for a progress bar: draws nothing, and tells the bytes."""
     bar: Any = importlib.import_module("tqdm").tqdm
+    most, one_by_one = 0, threading.Lock()  # files come in several threads
 
     class Counter(bar):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -218,9 +220,14 @@ def _counter(total: int, progress: Callable[[int, int], None]) -> Any:
             self._bytes = 0.0 if options.get("unit") == "B" else None
 
         def update(self, n: float | None = 1) -> Any:
+            nonlocal most
             if self._bytes is not None and total:
-                self._bytes += n or 0
-                progress(min(int(self._bytes), total), total)
+                with one_by_one:
+                    self._bytes += n or 0
+                    # Bytes are counted twice, as they come and as they are written; what comes may be packed.
+                    if self._bytes > most:
+                        most = min(int(self._bytes), total)
+                        progress(most, total)
             return super().update(n)
 
     return Counter
