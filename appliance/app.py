@@ -25,7 +25,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import console
+from appliance import console, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
@@ -43,11 +43,13 @@ from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
 from appliance.learning.collector import Collector
 from appliance.learning.critique import draft_critique
+from appliance.learning.jobs import Jobs
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.origin import is_loopback
+from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
 from appliance.store.mirror import QueueMirror
@@ -59,6 +61,7 @@ DRAFT_TOKENS = 96
 LOG_BYTES = 5_000_000
 SHUTDOWN_SECONDS = 8.0
 BACKLOG = 512
+_IMPORTED = time.monotonic()
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Parts:
     learning: Learning
     meter: Meter
     settings: SettingsEditor
+    restart: Restart
+    jobs: Jobs
 
 
 def build(home: Home, config: Config) -> Parts:
@@ -95,12 +100,15 @@ def build(home: Home, config: Config) -> Parts:
     bundle = load_bundle(home.models / config.model.name)
     tokenizer = Tokenizer(bundle)
     registry = Registry(home, bundle.manifest)
+    served.change_base(home, registry, bundle.manifest)
     adapter, notes = registry.load_at_start(lambda adapter: _accepted(store, adapter))
     for note in notes:
         logger.warning(note)
         events.publish("adapter.fallback", message=note)
     engine = _engine(bundle, tokenizer, config, adapter, registry)
     switch = Switch(registry, store, engine, events)
+    learning = Learning(home, config, store, registry, bundle, engine, switch, events)
+    settings = SettingsEditor(home, store, config)
     return Parts(
         home=home,
         config=config,
@@ -114,9 +122,11 @@ def build(home: Home, config: Config) -> Parts:
         engine=engine,
         switch=switch,
         collector=Collector(store, config, events),
-        learning=Learning(home, config, store, registry, bundle, engine, switch, events),
+        learning=learning,
         meter=Meter(store),
-        settings=SettingsEditor(home, store, config),
+        settings=settings,
+        restart=Restart(home, store, settings),
+        jobs=Jobs(home, config, events, wait=lambda: learning.running, busy=lambda: engine.busy),
     )
 
 
@@ -137,6 +147,7 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
     for key, part in vars(parts).items():
         setattr(app.ctx, key, part)
     app.ctx.started_at = time.time()
+    app.ctx.start_seconds = time.monotonic() - _IMPORTED
     app.ctx.local_token = secrets.token_urlsafe(32)
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
@@ -150,9 +161,11 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
         parts.mirror.start()
         drafts.start()
         await parts.learning.start()
+        await asyncio.to_thread(parts.jobs.start)
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
+        await asyncio.to_thread(parts.jobs.stop)
         await parts.learning.stop()
         drafts.stop()
         await asyncio.to_thread(parts.engine.stop)
@@ -214,7 +227,9 @@ class Drafts:
 
 
 def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT. At the owner's wish the process starts anew and does not come back.
+
+    It also does if the model cannot be served and another is known that can: with that one.
 
     Raises:
         ConfigError: the address is not loopback and the box has no password or no device key yet.
@@ -229,7 +244,21 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
     home.ensure()
     configure_logging(home, config.server.log_level)
     with _only_daemon(home):
-        parts = build(home, config)
+        again = _serve(home, config, host, port, insecure)
+    if again:
+        start_again()
+
+
+def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> bool:
+    """Serve to the end; says whether to start anew."""
+    try:
+        try:
+            served.begin(home, config.model.name)
+            parts = build(home, config)
+        except Exception as error:
+            if served.fall_back(home, config, error):
+                return True
+            raise
         if not (insecure or is_loopback(host) or _protected(parts.store)):
             raise ConfigError(
                 f"{host} can be reached from the network, but this box has no admin password or no device "
@@ -239,9 +268,12 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
             )
         app = create_app(parts)
         with _listen(host, port) as sock:
-            _stop_on_signals(app)
+            _stop_when_told(app, parts.restart)
             _announce(app, home, host, sock.getsockname()[1])
             app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
+        return parts.restart.wanted
+    finally:
+        served.end(home)
 
 
 def split_bind(bind: str) -> tuple[str, int]:
@@ -318,13 +350,18 @@ def _listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _stop_on_signals(app: Sanic[Any, Any]) -> None:
-    """Leave on SIGTERM or SIGINT. Sanic's own handlers forget a signal that comes during a listener."""
+def _stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
+    """Leave on SIGTERM, SIGINT or a restart. Sanic's own handlers forget a signal during a listener."""
     wanted = asyncio.Event()
+    restart.stops_by(wanted.set)
+
+    def for_good() -> None:
+        restart.forget()
+        wanted.set()
 
     async def catch(app: Sanic[Any, Any]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            app.loop.add_signal_handler(number, wanted.set)
+            app.loop.add_signal_handler(number, for_good)
 
     async def leave(app: Sanic[Any, Any]) -> None:
         await wanted.wait()
@@ -351,9 +388,11 @@ def _announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
             "started": app.ctx.started_at,
         }
         write_atomic(home.daemon, json.dumps(record))
+        served.came_up(home, app.ctx.bundle.manifest)
         shown = f"[{host}]" if ":" in host else host
         logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
 
     @app.before_server_stop
     async def stopping(app: Sanic[Any, Any]) -> None:
         remove_durably(home.daemon)
+        app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)

@@ -60,12 +60,13 @@ def _ensure_bundle(home: Home, name: str) -> None:
     from appliance.model.bundle import load_bundle
     from appliance.model.source import DEFAULT, DEFAULT_NAME
 
+    if name != DEFAULT_NAME:
+        return  # if it is not there, the daemon knows what to do
     try:
         load_bundle(home.models / name)
         return
     except BundleError:
-        if name != DEFAULT_NAME:
-            raise
+        pass
     click.echo("The default model is not here yet (or is damaged): importing it.", err=True)
     done = subprocess.run([sys.executable, "-m", "appliance.cli", "model", "import", DEFAULT], check=False)
     if done.returncode != 0:

@@ -115,7 +115,8 @@ Example:
   shammah model use my-llama
 
 \b
-An adapter belongs to the model it was trained on: another model starts without one and learns anew."""
+An adapter belongs to the model it was trained on: another model starts without one and learns anew.
+It is in service again when you come back to that model."""
 )
 @click.argument("name")
 def use(name: str) -> None:

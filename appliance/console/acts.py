@@ -52,6 +52,12 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "console.examples.edit": lambda d: f"Edited {d.get('example')}",
     "console.examples.import": lambda d: f"Imported {_counted(d.get('count', 0), 'example')}",
     "console.examples.export": lambda d: "Exported examples",
+    "console.restart": lambda d: "Restarted the box",
+    "console.model.import": lambda d: f"Began to import {d.get('source')}",
+    "console.model.measure": lambda d: f"Had {d.get('model')} measured",
+    "console.model.cancel": lambda d: "Cancelled an import or a measurement",
+    "console.model.switch": lambda d: f"Chose {d.get('model')} to serve from the next start",
+    "console.model.delete": lambda d: f"Deleted the model {d.get('model')}",
     "console.review": lambda d: (
         "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer"
     ),

@@ -16,6 +16,7 @@ from appliance.console.resources import Resources, read_resources
 from appliance.console.usage import usage
 from appliance.learning.service import LearningStatus
 from appliance.learning.switch import APPLIANCE, lineage
+from appliance.served import read_served
 from appliance.store.audit import AuditEntry
 from appliance.store.owner import password_set
 from appliance.store.runs import Run
@@ -110,7 +111,13 @@ def overview(ctx: Any) -> Overview:
 def home(ctx: Any) -> Home:
     """Gather it. Blocking."""
     seen = overview(ctx)
-    needs = find_needs(time.time(), seen, protected=password_set(ctx.store), devices=ctx.store.keys.count())
+    needs = find_needs(
+        time.time(),
+        seen,
+        protected=password_set(ctx.store),
+        devices=ctx.store.keys.count(),
+        fallback=read_served(ctx.home).fallback,
+    )
     return Home(seen, needs)
 
 

@@ -22,7 +22,10 @@ _CHANGES = {
     "feedback": "box-queue",
     "run": "box-runs",
     "adapter": "box-adapters",
+    "model": "box-models",
 }
+_LAST = "box.stopping"
+"""Open connections would hold up the stop of the daemon: all of them end with this event."""
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -59,6 +62,8 @@ async def changes(bus: EventBus, seen: str) -> AsyncGenerator[str, None]:
     def hear(event: Event) -> None:
         family = event.name.partition(".")[0]
         change = "box-progress" if event.name == "run.progress" else _CHANGES.get(family)
+        if event.name == _LAST:
+            change = _LAST
         if change is not None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
                 loop.call_soon_threadsafe(note, change)
@@ -69,8 +74,11 @@ async def changes(bus: EventBus, seen: str) -> AsyncGenerator[str, None]:
             yield "box-all"  # one request a part: several at once for the same part get in each other's way
         while True:
             try:
-                yield await asyncio.wait_for(arrived.get(), TICK_SECONDS)
+                change = await asyncio.wait_for(arrived.get(), TICK_SECONDS)
             except TimeoutError:
-                yield "box-tick"
+                change = "box-tick"
+            if change == _LAST:
+                return
+            yield change
     finally:
         remove()

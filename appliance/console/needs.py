@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # home.py shows them
     from appliance.console.home import Overview
+    from appliance.served import Fallback
 
 Tone = Literal["bad", "warn", "info"]
 DISK_SHARE = 0.95
@@ -31,7 +32,9 @@ class Need:
     act: str
 
 
-def find_needs(now: float, overview: Overview, *, protected: bool, devices: int) -> list[Need]:
+def find_needs(
+    now: float, overview: Overview, *, protected: bool, devices: int, fallback: Fallback | None
+) -> list[Need]:
     """Go through what can be amiss.
 
     Args:
@@ -39,6 +42,7 @@ def find_needs(now: float, overview: Overview, *, protected: bool, devices: int)
         overview: what Home shows.
         protected: the owner's password is set.
         devices: keys that are good.
+        fallback: a model that could not be served.
     """
     learning, res = overview.learning, overview.resources
     found: list[Need] = []
@@ -46,6 +50,9 @@ def find_needs(now: float, overview: Overview, *, protected: bool, devices: int)
     def add(tone: Tone, text: str, path: str, act: str) -> None:
         found.append(Need(tone, text, path, act))
 
+    if fallback:
+        text = f"{fallback.model} could not be served: the box went back to {fallback.instead}."
+        add("bad", text, "/models", "Why")
     if overview.paused:
         add("bad", f"Nothing is collected: {overview.paused}", "/logs", "See the log")
     if res.disk_used > DISK_SHARE * res.disk_total:

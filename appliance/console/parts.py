@@ -13,6 +13,7 @@ from sanic.response import html
 from appliance.console.adapters import adapters
 from appliance.console.devices import devices
 from appliance.console.home import happened, home
+from appliance.console.models import models
 from appliance.console.render import render
 from appliance.console.runs import runs
 from appliance.console.usage import usage
@@ -25,6 +26,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "runs": runs,
     "adapters": adapters,
     "devices": devices,
+    "models": models,
 }
 """Name of a part, of its template and of what the template shows, to the function that gathers that.
 

@@ -174,6 +174,11 @@ class Learning:
                 )
             return self._begin(Due(trigger, 0))
 
+    @property
+    def running(self) -> bool:
+        """Whether a run is going on."""
+        return self._runner.progress is not None
+
     def cancel(self) -> None:
         """Stop the run going on; its examples are pending again, and wait for one batch timeout.
 

@@ -1,7 +1,13 @@
-"""Import a model: from its source to a bundle under `models/`, all or nothing."""
+"""Import a model: from its source to a bundle under `models/`, all or nothing.
+
+The console runs this as a program, whose progress is JSON lines:
+
+    python -m appliance.model.importer SOURCE --home DIR [--name NAME] --out result.json
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import fcntl
 import json
@@ -11,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from appliance.errors import BundleError, StorageFull
+from appliance.errors import BundleError, Conflict, ShammahError, StorageFull
 from appliance.files import fsync_dir, storage_errors, write_atomic
 from appliance.home import Home
 from appliance.model.bundle import (
@@ -34,6 +40,9 @@ from appliance.model.source import LocalSource, Source, count_parameters, fetch,
 
 Progress = Callable[[str, float], None]
 _TEMP = ".import-"
+_LOOK_SECONDS = 0.1
+_FETCHED = 0.6
+"""Share of the whole that a download counts."""
 
 
 def import_model(
@@ -65,19 +74,36 @@ def import_model(
         if done is not None:
             progress("Already imported", 1.0)
             return done
-        progress("Fetching" if wanted.kind == "hub" else "Checking the source", 0.0)
-        local = fetch(wanted)
+        if wanted.kind != "hub" and wanted.path is not None and not (home.models / name).exists():
+            _check_disk(home, wanted.kind, wanted.path)  # before gigabytes are read to be hashed
+        local, progress = _fetch(wanted, progress)
         done = _same_content(home.models / name, wanted, local)
         if done is not None:
             progress("Already imported", 1.0)
             return done
-        _check_disk(home, local)
+        _check_disk(home, local.kind, local.path)
         work = Path(tempfile.mkdtemp(prefix=_TEMP, dir=home.models))
         try:
             with storage_errors(f"the model {name}"):
                 return _build(work, home.models / name, wanted, local, lock, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _fetch(wanted: Source, progress: Progress) -> tuple[LocalSource, Progress]:
+    """The source's files, and how the rest of the import tells its progress."""
+    if wanted.kind != "hub":
+        progress("Checking the source", 0.0)
+        return fetch(wanted), progress
+    progress("Asking the hub", 0.0)
+
+    def downloaded(done: int, total: int) -> None:
+        progress(f"Downloading: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", _FETCHED * done / total)
+
+    def rest(stage: str, fraction: float) -> None:
+        progress(stage, _FETCHED + (1 - _FETCHED) * fraction)
+
+    return fetch(wanted, downloaded), rest
 
 
 def _build(
@@ -208,10 +234,10 @@ def _intact(bundle: Bundle) -> Bundle | None:
     return bundle
 
 
-def _check_disk(home: Home, local: LocalSource) -> None:
+def _check_disk(home: Home, kind: Literal["gguf", "checkpoint"], path: Path) -> None:
     # fp32 graph, 8-bit bundle, and for a GGUF the fp32 checkpoint between them.
-    width = 4 + 1.2 + (4 if local.kind == "gguf" else 0)
-    need = int(count_parameters(local) * width) + 64 * 2**20
+    width = 4 + 1.2 + (4 if kind == "gguf" else 0)
+    need = int(count_parameters(kind, path) * width) + 64 * 2**20
     free = shutil.disk_usage(home.models).free
     if free < need:
         raise StorageFull(
@@ -225,9 +251,7 @@ def _lock(home: Home, progress: Progress) -> Iterator[int]:
     """One import at a time: they take gigabytes, and only so leftovers are known to be dead."""
     fd = os.open(home.models / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(fd):
             progress("Waiting for another import", 0.0)
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
@@ -238,3 +262,84 @@ def _lock(home: Home, progress: Progress) -> Iterator[int]:
 def _clean(home: Home) -> None:
     for path in home.models.glob(_TEMP + "*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def clean_leftovers(home: Home, patience: float = 0.0) -> None:
+    """Remove what killed imports left. While one is going on nothing is known to be dead, and all stays.
+
+    Args:
+        home: where models are.
+        patience: seconds to wait for one that has been killed, and has gigabytes to give back first.
+    """
+    with _free(home, patience) as free:
+        if free:
+            _clean(home)
+
+
+def delete_bundle(home: Home, name: str) -> None:
+    """Remove the bundle `name`, whole or broken, in one step that a kill cannot halve.
+
+    Raises:
+        BundleError: there is none.
+        Conflict: an import is going on, which may be of this very bundle.
+    """
+    path = home.models / name
+    if not NAME.fullmatch(name) or path.is_symlink() or not path.is_dir():
+        raise BundleError(f"There is no model {name!r} on this box.")
+    with _free(home) as free:
+        if not free:
+            raise Conflict("A model is being imported: try again when that has ended.")
+        path.rename(home.models / f"{_TEMP}gone-{time.time_ns()}")
+        fsync_dir(home.models)
+        _clean(home)
+
+
+@contextmanager
+def _free(home: Home, patience: float = 0.0) -> Iterator[bool]:
+    """Keep imports out, if none is going on; says whether that is so."""
+    fd = os.open(home.models / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + patience
+    try:
+        while not (mine := _try_lock(fd)) and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+        yield mine
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program."""
+    parser = argparse.ArgumentParser(prog="importer", description="Import a model.")
+    parser.add_argument("source", help="`default`, a directory, a .gguf file, or a hub id")
+    parser.add_argument("--home", type=Path, required=True, help="where models are kept")
+    parser.add_argument("--name", help="what to call it; made from the source by default")
+    parser.add_argument("--out", type=Path, required=True, help="gets the bundle's name, as JSON")
+    args = parser.parse_args(argv)
+
+    def say(**event: object) -> None:
+        print(json.dumps(event), flush=True)
+
+    try:
+        bundle = import_model(
+            args.source,
+            Home(args.home),
+            args.name or None,
+            lambda stage, fraction: say(event="step", stage=stage, fraction=fraction),
+        )
+        write_atomic(args.out, json.dumps({"name": bundle.name}))
+    except (ShammahError, OSError) as error:
+        say(event="error", message=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

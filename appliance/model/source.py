@@ -7,11 +7,14 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import shutil
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from appliance.errors import BundleError
+from appliance.errors import BundleError, StorageFull
 from appliance.model.bundle import hash_file
 
 DEFAULT = "default"
@@ -87,14 +90,19 @@ def resolve(text: str) -> Source:
     )
 
 
-def fetch(source: Source) -> LocalSource:
+def fetch(source: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> LocalSource:
     """Make sure that the files are here (downloading a hub id) and are of a kind that can be served.
+
+    Args:
+        source: what is wanted.
+        progress: called with how many bytes of how many have been downloaded.
 
     Raises:
         BundleError: saying what is wrong with them, or that the hub cannot be reached.
+        StorageFull: the download would not fit.
     """
     if source.kind == "hub":
-        return _inspect_checkpoint(_download(source.id))
+        return _inspect_checkpoint(_download(source.id, progress))
     if source.path is None:
         raise BundleError(f"{source.id} has no path.")
     if source.kind == "checkpoint":
@@ -103,19 +111,19 @@ def fetch(source: Source) -> LocalSource:
     return LocalSource("gguf", source.path, hash_file(source.path).sha256, licenses)
 
 
-def count_parameters(local: LocalSource) -> int:
-    """How many weights the source has (an upper bound), for the disk check.
+def count_parameters(kind: Literal["gguf", "checkpoint"], path: Path) -> int:
+    """How many weights a source has (an upper bound), for the disk check. Its weights are not read.
 
     Raises:
         BundleError: a GGUF file cannot be read, or is of a family that cannot be served.
     """
-    if local.kind == "checkpoint":
-        size = sum(file.stat().st_size for file in local.path.glob("*.safetensors"))
-        config = read_config(local.path)
+    if kind == "checkpoint":
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        config = read_config(path)
         return size // (4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2)
     from appliance.model.convert import gguf_fields
 
-    fields = gguf_fields(local.path)
+    fields = gguf_fields(path)
     # GGUF files call the Mistral family "llama" as well.
     if fields["general.architecture"] not in FAMILIES:
         raise _unsupported(fields["general.architecture"])
@@ -152,8 +160,8 @@ def _inspect_checkpoint(path: Path) -> LocalSource:
     return LocalSource("checkpoint", path, digest.hexdigest(), _licenses(path))
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(hub_id: str, progress: Callable[[int, int], None]) -> Path:
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -165,7 +173,13 @@ def _download(hub_id: str) -> Path:
     repo, _, revision = hub_id.partition("@")
     try:
         # Interrupted downloads go on where they stopped: finished files stay in the hub's cache.
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
+        wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": _WANTED}
+        missing = 0
+        if not constants.is_offline_mode():
+            plan = snapshot_download(repo, dry_run=True, **wanted)
+            missing = sum(file.file_size or 0 for file in plan if file.will_download)
+            _check_room(Path(constants.HF_HUB_CACHE), missing)
+        return Path(snapshot_download(repo, tqdm_class=_counter(missing, progress), **wanted))
     except GatedRepoError as error:
         raise BundleError(
             f"{repo} is gated: accept its terms on the hub, then set HF_TOKEN and import again."
@@ -183,6 +197,40 @@ def _download(hub_id: str) -> Path:
         ) from error
     except ValueError as error:
         raise BundleError(f"{hub_id!r} is no hub id: {error}") from error
+
+
+def _check_room(cache: Path, need: int) -> None:
+    place = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise StorageFull(
+            f"The download needs {need / 1e9:.1f} GB of disk; {place} has {free / 1e9:.1f} GB. "
+            "Free some space and import again."
+        )
+
+
+def _counter(total: int, progress: Callable[[int, int], None]) -> Any:
+    """What the hub's client takes for a progress bar: draws nothing, and tells the bytes."""
+    bar: Any = importlib.import_module("tqdm").tqdm
+    most, one_by_one = 0, threading.Lock()  # files come in several threads
+
+    class Counter(bar):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self._bytes = 0.0 if options.get("unit") == "B" else None
+
+        def update(self, n: float | None = 1) -> Any:
+            nonlocal most
+            if self._bytes is not None and total:
+                with one_by_one:
+                    self._bytes += n or 0
+                    # Bytes are counted twice, as they come and as they are written; what comes may be packed.
+                    if self._bytes > most:
+                        most = min(int(self._bytes), total)
+                        progress(most, total)
+            return super().update(n)
+
+    return Counter
 
 
 def _embedded() -> Path:

@@ -108,6 +108,13 @@ class Adapters:
         )
         return [_row(row) for row in rows]
 
+    def count_by_base(self) -> dict[str, int]:
+        """How many adapters there are for each base, those whose file is gone left out."""
+        rows = self._db.all(
+            "SELECT base_hash, count(*) FROM adapters WHERE state != 'missing' GROUP BY base_hash"
+        )
+        return {str(base): int(count) for base, count in rows}
+
     def set_state(self, name: str, state: AdapterState, report: dict[str, Any] | None = None) -> None:
         """Record a verdict; without a report the earlier one stays.
 

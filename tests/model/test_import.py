@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hub import serve_hub
 from safetensors.numpy import load_file
 
 from appliance.errors import BundleError, StorageFull
@@ -221,6 +222,31 @@ def test_the_hub_out_of_reach(tmp_path: Path, home: Home, offline: str) -> None:
     assert "out of reach or this machine is offline" in done.stdout, done.stdout + done.stderr
     assert "import its directory" in done.stdout
     assert residents(home) == set()
+
+
+def test_a_download_is_told_byte_by_byte(checkpoint: Path, tiny: Bundle, tmp_path: Path, home: Home) -> None:
+    """As the console imports: by the program, whose lines are JSON."""
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "appliance.model.importer", "--home", str(home.root), "--out", str(out)]
+    with serve_hub(checkpoint) as address:
+        done = subprocess.run(
+            [*command, "--", "somebody/tiny"],
+            env=hub_environment(tmp_path, address),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    fractions = [step["fraction"] for step in steps]
+    assert fractions == sorted(fractions)
+    told = [step["stage"] for step in steps if step["stage"].startswith("Downloading")]
+    total = sum(file.stat().st_size for file in checkpoint.iterdir())
+    assert told[-1] == f"Downloading: {total / 1e6:.1f} of {total / 1e6:.1f} MB"
+    assert 0 < steps[1]["fraction"] < 0.6 < steps[-2]["fraction"]
+    made = load_bundle(home.models / json.loads(out.read_text())["name"])
+    assert made.manifest.source == "somebody/tiny"
+    assert made.manifest.base_hash == tiny.manifest.base_hash
 
 
 def test_hub_ids_are_understood() -> None:
