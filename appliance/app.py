@@ -29,6 +29,7 @@ from appliance import console
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
+from appliance.api.errors import RouteErrors
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.api.metrics import Metrics
@@ -132,7 +133,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         insecure: serve the network even before the owner has set a password.
         name: of the app, as Sanic wants each to have its own.
     """
-    app: Sanic[Any, Any] = Sanic(name, configure_logging=False)
+    app: Sanic[Any, Any] = Sanic(name, configure_logging=False, error_handler=RouteErrors())
     app.config.update(
         REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,
         REQUEST_TIMEOUT=60,
