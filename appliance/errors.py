@@ -75,8 +75,7 @@ class NotSetUp(Forbidden):
     def __init__(self) -> None:
         super().__init__(
             "This box is not set up yet, so it answers only on the machine it runs on. There, open the setup "
-            "link from its log (from afar through `ssh -L 8080:127.0.0.1:8080 BOX`), or run "
-            "`shammah console password`."
+            "link from its log (in another machine's browser through `ssh -L`), or run `shammah console password`."
         )
 
 

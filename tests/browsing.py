@@ -42,6 +42,8 @@ def check_sound(page: Page, name: str) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            # Two frames: some colours of a page follow the scheme a moment later.
+            page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
             where = f"{name}-{size[0]}-{scheme}"
             found = violations(page)
             assert not found, f"{where}: {found}"

@@ -50,14 +50,14 @@ async def change_password(request: Request) -> HTTPResponse:
         response.headers["Retry-After"] = str(seconds)
         return response
     if not await asyncio.to_thread(verify_password, store, secret_field(request, "old")):
-        await audit(request, "password.failed")
+        await audit(request, "account.password.failed")
         return await _page(request, "That is not the present password. Nothing was changed.")
     throttle.succeeded(request.ip)
     try:
         await asyncio.to_thread(set_password, store, password)
     except ShammahError as error:
         return await _page(request, error.message)
-    await audit(request, "password", by="account")
+    await audit(request, "account.password")
     return await begin_session(request, back(request, "The password is changed.", to="/account"))
 
 
@@ -67,7 +67,7 @@ async def end_others(request: Request) -> HTTPResponse:
         return back(request, to="/setup")
     token = request.cookies.get(SESSION_COOKIE) or ""
     ended = await asyncio.to_thread(end_other_sessions, request.app.ctx.store, token)
-    await audit(request, "sessions.ended", count=ended)
+    await audit(request, "account.sessions", ended=ended)
     message = "One other browser is logged out." if ended == 1 else f"{ended} other browsers are logged out."
     return back(request, message, to="/account")
 

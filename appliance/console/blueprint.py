@@ -124,7 +124,8 @@ def pack(request: Request, response: HTTPResponse) -> None:
 async def explain(request: Request, error: Exception) -> HTTPResponse:
     """Errors as a page a person can read."""
     if isinstance(error, NotSetUp):
-        return html(render("not_set_up.html"), status=error.status)
+        port = request.conn_info.sockname[1] if request.conn_info else 8080
+        return html(render("not_set_up.html", port=port), status=error.status)
     if isinstance(error, ShammahError):
         status, message = error.status, error.message
     elif isinstance(error, SanicException) and error.status_code < 500:

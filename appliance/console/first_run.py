@@ -84,7 +84,7 @@ async def choose_password(request: Request) -> HTTPResponse:
         return back(request, error.message, "info", "/login")
     except ShammahError as error:
         return _password_page(request, token, error.message)
-    await audit(request, "password", by="setup link" if token else "this machine")
+    await audit(request, "setup.password", by="setup link" if token else "this machine")
     return await begin_session(request, back(request, to="/setup/name"))
 
 

@@ -111,7 +111,7 @@ async def log_in(request: Request) -> HTTPResponse:
         return page(request, "login.html", status=401, problem="That is not the password.")
     throttle.succeeded(request.ip)
     await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
-    return await begin_session(request, back(request))
+    return await begin_session(request, back(request, to="/"))
 
 
 def secret_field(request: Request, name: str) -> str:

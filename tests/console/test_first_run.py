@@ -208,7 +208,7 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
     assert page.locator("img").count() == 0
     key = page.locator("#key").inner_text()
     page.get_by_role("button", name="Copy the key").click()
-    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    expect(page.get_by_role("button", name="Copied", exact=True)).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == key
     for fold in page.locator("details.fold").all():
         text = fold.locator("pre").text_content() or ""
@@ -229,7 +229,7 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("It is all set up")
     check_sound(page, "setup-done")
     page.get_by_role("link", name="Done, go to Home").click()
-    expect(page.get_by_role("button", name="Log out").first).to_be_attached()
+    expect(page.locator("form.log-out").first).to_be_attached()
     expect(page.locator(".set-up")).to_have_count(0)
 
     # The key works as a program would use it, from this machine and from the network. No restart.
@@ -245,7 +245,7 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
         actions = [entry.action for entry in store.audit.list(50)]
         used = next(device for device in store.keys.list() if not device.revoked)
     assert used.last_seen is not None
-    for action in ("console.password", "settings.save", "console.key.created", "setup.refused"):
+    for action in ("console.setup.password", "settings.save", "console.key.created", "setup.refused"):
         assert action in actions
 
 
