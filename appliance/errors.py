@@ -75,7 +75,8 @@ class NotSetUp(Forbidden):
     def __init__(self) -> None:
         super().__init__(
             "This box is not set up yet, so it answers only on the machine it runs on. There, open the setup "
-            "link from its log (in another machine's browser through `ssh -L`), or run `shammah console password`."
+            "link from its log (in another machine's browser through `ssh -L`), or run `shammah console "
+            "password`."
         )
 
 

@@ -95,7 +95,9 @@ class TestBeforeThereIsAnOwner:
             assert [item.last_seen for item in store.keys.list() if item.id == device.id] == [None]
             store.keys.revoke(device.id)
 
-    @pytest.mark.parametrize("path", ["/", "/login", "/setup", "link", "/console/events", "/static/x/console.css"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/login", "/setup", "link", "/console/events", "/static/x/console.css"]
+    )
     def test_people_elsewhere_are_told(self, fresh: Daemon, path: str) -> None:
         if path == "link":
             path = link(fresh).removeprefix(fresh.url)
