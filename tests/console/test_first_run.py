@@ -124,7 +124,7 @@ class TestBeforeThereIsAnOwner:
         assert fresh.get("/v1/models").status_code == 200
         command = find_daemon(fresh.home)
         assert command is not None
-        assert command.get("/ready")["status"] == "ready"
+        assert httpx.get(f"{command.url}/ready").json()["status"] == "ready"
 
     def test_the_command_is_served_at_any_address(self, fresh: Daemon) -> None:
         token = json.loads(fresh.home.daemon.read_text())["token"]
