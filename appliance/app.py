@@ -29,6 +29,7 @@ from appliance import console, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
+from appliance.api.errors import RouteErrors
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.api.metrics import Metrics
@@ -53,15 +54,19 @@ from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
 from appliance.store.mirror import QueueMirror
-from appliance.store.owner import password_set
+from appliance.store.owner import create_setup_token, password_set
 
 logger = logging.getLogger(__name__)
+# Its lines are written whatever `[server] log_level` says: without them nobody gets in.
+first_run = logging.getLogger("appliance.first_run")
 
 DRAFT_TOKENS = 96
 LOG_BYTES = 5_000_000
 SHUTDOWN_SECONDS = 8.0
 BACKLOG = 512
 _IMPORTED = time.monotonic()
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where an address that means all of them is reached from this machine."""
 
 
 @dataclass
@@ -130,9 +135,15 @@ def build(home: Home, config: Config) -> Parts:
     )
 
 
-def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
-    """The web application: API and console over the parts; starts and stops them with the server."""
-    app: Sanic[Any, Any] = Sanic(name, configure_logging=False)
+def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -> Sanic[Any, Any]:
+    """The web application: API and console over the parts; starts and stops them with the server.
+
+    Args:
+        parts: of `build`.
+        insecure: serve the network even before the owner has set a password.
+        name: of the app, as Sanic wants each to have its own.
+    """
+    app: Sanic[Any, Any] = Sanic(name, configure_logging=False, error_handler=RouteErrors())
     app.config.update(
         REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,
         REQUEST_TIMEOUT=60,
@@ -149,6 +160,7 @@ def create_app(parts: Parts, *, name: str = "shammah") -> Sanic[Any, Any]:
     app.ctx.started_at = time.time()
     app.ctx.start_seconds = time.monotonic() - _IMPORTED
     app.ctx.local_token = secrets.token_urlsafe(32)
+    app.ctx.set_up = insecure or password_set(parts.store)
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
     api.setup(app)
@@ -231,8 +243,17 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
 
     It also does if the model cannot be served and another is known that can: with that one.
 
+    Until the owner has set a password, only this machine is served, whatever address is listened on;
+    the log tells how to set one.
+
+    Args:
+        home: the files of the box.
+        config: what `config.toml` says.
+        bind: another address than there.
+        insecure: serve the network even before there is a password.
+
     Raises:
-        ConfigError: the address is not loopback and the box has no password or no device key yet.
+        ConfigError: the address is none.
         Conflict: another daemon runs on this home.
         Unavailable: the address cannot be listened on.
         BundleError: the model is missing or broken.
@@ -259,17 +280,12 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
             if served.fall_back(home, config, error):
                 return True
             raise
-        if not (insecure or is_loopback(host) or _protected(parts.store)):
-            raise ConfigError(
-                f"{host} can be reached from the network, but this box has no admin password or no device "
-                "key yet. Run `shammah console password` and `shammah keys create NAME` first, or bind to "
-                "127.0.0.1, or pass --insecure if you mean it.",
-                param="server.bind",
-            )
-        app = create_app(parts)
+        app = create_app(parts, insecure=insecure)
         with _listen(host, port) as sock:
             _stop_when_told(app, parts.restart)
             _announce(app, home, host, sock.getsockname()[1])
+            if not password_set(parts.store):
+                _invite(app, host, sock.getsockname()[1], insecure)
             app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
         return parts.restart.wanted
     finally:
@@ -299,6 +315,7 @@ def configure_logging(home: Home, level: str) -> None:
         handlers=[logging.StreamHandler(), file],
         force=True,
     )
+    first_run.setLevel(logging.INFO)
     for noisy in ("asyncio", "apscheduler", "watchfiles", "sanic.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -322,10 +339,6 @@ def _accepted(store: Store, adapter: Adapter) -> bool:
     if row is None or row.state != "accepted" or row.sha256 != adapter.sha256:
         return False
     return row.withdrawn is None
-
-
-def _protected(store: Store) -> bool:
-    return password_set(store) and store.keys.count() > 0
 
 
 @contextmanager
@@ -378,6 +391,8 @@ def _stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
 def _announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
     """Tell people where the console is, and the command line how to reach this daemon."""
 
+    app.ctx.host = host
+
     @app.after_server_start
     async def started(app: Sanic[Any, Any]) -> None:
         record = {
@@ -389,10 +404,44 @@ def _announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
         }
         write_atomic(home.daemon, json.dumps(record))
         served.came_up(home, app.ctx.bundle.manifest)
-        shown = f"[{host}]" if ":" in host else host
+        shown = _in_url(host)
         logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
 
     @app.before_server_stop
     async def stopping(app: Sanic[Any, Any]) -> None:
         remove_durably(home.daemon)
         app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)
+
+
+def _invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
+    """Print the link by which the owner chooses a password. A new start makes a new one."""
+
+    @app.after_server_start
+    async def invite(app: Sanic[Any, Any]) -> None:
+        here = _LOOPBACK_OF.get(host, host)
+        token = await asyncio.to_thread(create_setup_token, app.ctx.store)
+        if not (insecure or is_loopback(here)):
+            first_run.info(
+                "This box is not set up, and serves nobody at %s until it has a password: run "
+                "`shammah console password` on it, or let it listen on 0.0.0.0 or 127.0.0.1 to set it up "
+                "in a browser.",
+                host,
+            )
+            return
+        first_run.info("Set up this box: http://%s:%d/setup?token=%s", _in_url(here), port, token)
+        where = (
+            "It works from the network too, because of --insecure."
+            if insecure
+            else f"Open it on this machine; from another, first run: ssh -L {port}:{_in_url(here)}:{port} BOX"
+        )
+        first_run.info("The link works once, until the next start. %s", where)
+        if here != host:
+            first_run.info(
+                "The box listens on %s, but serves %s until it has a password.",
+                host,
+                "everybody, because of --insecure," if insecure else "only this machine",
+            )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

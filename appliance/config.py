@@ -51,7 +51,7 @@ class ServerConfig(Section):
         "127.0.0.1:8080",
         pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
         examples=["127.0.0.1:8080"],
-        description="HOST:PORT to listen on; any but loopback needs a password and a device key first.",
+        description="HOST:PORT to listen on. Until the owner has set a password, only loopback is served.",
     )
     max_body_mb: AtStart[int] = Field(8, ge=1, le=512, description="Largest request body accepted, in MB.")
     log_level: AtStart[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = Field(

@@ -67,6 +67,19 @@ class Forbidden(InvalidRequest):
     code = "forbidden"
 
 
+class NotSetUp(Forbidden):
+    """The box has no owner yet, and somebody from elsewhere is asking."""
+
+    code = "not_set_up"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This box is not set up yet, so it answers only on the machine it runs on. There, open the setup "
+            "link from its log (in another machine's browser through `ssh -L`), or run `shammah console "
+            "password`."
+        )
+
+
 class ContextOverflow(InvalidRequest):
     """Prompt and requested tokens do not fit in the model's context."""
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+"""Of these a reverse proxy sets at least one, in about any configuration."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -24,7 +26,7 @@ def trusted_loopback(peer: str, headers: Mapping[str, str]) -> bool:
         peer: the socket's remote address.
         headers: the request's headers, looked up in lower case.
     """
-    if "forwarded" in headers or "x-forwarded-for" in headers:
+    if any(header in headers for header in _FORWARDED):
         return False
     return is_loopback(peer) and is_loopback(_host_name(headers.get("host", "")))
 

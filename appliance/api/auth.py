@@ -12,10 +12,27 @@ from typing import Any, cast
 
 from sanic import HTTPResponse, Request
 
-from appliance.errors import Forbidden, RateLimited, Unauthorized
+from appliance.errors import Forbidden, NotSetUp, RateLimited, Unauthorized
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.keys import PREFIX, Device
 from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
+
+
+async def only_this_machine(request: Request) -> None:
+    """App-wide request middleware: until there is an owner, nobody else on the network is served anything.
+
+    As soon as a password is set, here or by the command, everybody is let through to the checks beyond.
+
+    Raises:
+        NotSetUp: it comes from elsewhere, and nobody has set a password yet.
+    """
+    ctx = request.app.ctx
+    if ctx.set_up or trusted_loopback(request.ip, request.headers) or _is_local_command(request):
+        return
+    # A password is never taken away again: it is not looked for any more once it was there.
+    ctx.set_up = await asyncio.to_thread(password_set, ctx.store)
+    if not ctx.set_up:
+        raise NotSetUp
 
 
 async def identify(request: Request) -> HTTPResponse | None:
@@ -27,10 +44,10 @@ async def identify(request: Request) -> HTTPResponse | None:
     """
     request.ctx.device = None
     request.ctx.owner = False
-    token = _bearer(request)
-    if token is not None and hmac.compare_digest(token.encode(), request.app.ctx.local_token.encode()):
+    if _is_local_command(request):
         request.ctx.owner = True
         return None
+    token = _bearer(request)
     if token is not None and token.startswith(PREFIX):
         request.ctx.device = await asyncio.to_thread(request.app.ctx.store.keys.verify, token)
         if request.ctx.device is None:
@@ -78,6 +95,12 @@ async def _is_owner(request: Request) -> bool:
         cookie: Any = request.cookies.get(SESSION_COOKIE)
         return await asyncio.to_thread(session_valid, store, cookie)
     return trusted_loopback(request.ip, request.headers)
+
+
+def _is_local_command(request: Request) -> bool:
+    """Whether it knows the token that lies in the home: that is the `shammah` command beside the daemon."""
+    token, local = _bearer(request), request.app.ctx.local_token
+    return token is not None and hmac.compare_digest(token.encode(errors="replace"), local.encode())
 
 
 def _from_browser(request: Request) -> bool:

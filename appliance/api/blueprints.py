@@ -9,7 +9,7 @@ from sanic import Request, Sanic
 from sanic.response import BaseHTTPResponse
 
 from appliance.api import completions, errors, health, learning, models, openapi
-from appliance.api.auth import identify
+from appliance.api.auth import identify, only_this_machine
 
 _V1 = (completions.blueprint, models.blueprint, learning.blueprint)
 
@@ -22,7 +22,8 @@ def setup(app: Sanic[Any, Any]) -> None:
         app.blueprint(blueprint)
     app.blueprint(health.blueprint)
     app.blueprint(openapi.blueprint)
-    app.register_middleware(_start_clock, "request")
+    app.register_middleware(_start_clock, "request", priority=20)
+    app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
     app.register_middleware(_count, "response")
 
 

@@ -10,12 +10,29 @@ from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
 from sanic import json as json_response
 from sanic.exceptions import SanicException
+from sanic.handlers import ErrorHandler
 
 from appliance.errors import Busy, InvalidRequest, ShammahError
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class RouteErrors(ErrorHandler):
+    """Finds the handler for an error: the route's blueprint comes first.
+
+    Sanic's own remembers who has handled a class of errors where no route was found, and from then on
+    asks them everywhere: one wrong address, and the console's pages turn into JSON.
+    """
+
+    def lookup(self, exception: BaseException, route_name: str | None = None) -> Any:
+        """The handler for this error at this route; None when there is none."""
+        for name in (route_name, None):
+            for ancestor in type(exception).__mro__:
+                if handler := self.cached_handlers.get((ancestor, name)):
+                    return handler
+        return None
 
 
 def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:

@@ -25,16 +25,16 @@ def _check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -
 Examples:
   shammah daemon
   shammah daemon --bind 127.0.0.1:9000
-  shammah console password && shammah keys create "kitchen tablet" && shammah daemon --bind 0.0.0.0:8080
+  shammah daemon --bind 0.0.0.0:8080
 
 \b
-An address other than loopback is refused until the owner has a password and a device has a key;
---insecure overrides that: then everyone on the network can use the box and read what it was asked."""
+Until the owner has set a password, only this machine is served, whatever the address: the log shows a link
+to set the box up. --insecure overrides that: whoever reads the link can then set it up from the network."""
 )
 @click.option(
     "--bind", metavar="HOST:PORT", callback=_check_bind, help="Where to listen; config.toml's by default."
 )
-@click.option("--insecure", is_flag=True, help="Listen on the network without credentials.")
+@click.option("--insecure", is_flag=True, help="Serve the network before a password is set.")
 def daemon(bind: str | None, insecure: bool) -> None:
     """Serve the model, the API and the console; learn along the way.
 

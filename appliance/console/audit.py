@@ -11,11 +11,9 @@ from sanic import Blueprint, HTTPResponse, Request
 from appliance.console.render import page
 
 SHOWN = 100
+_ACCESS = ("console.account", "console.setup", "console.key")
 SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "access": (
-        "Logins and keys",
-        ("login", "logout", "owner", "key", "console.key", "device", "setup", "console.account"),
-    ),
+    "access": ("Logins and keys", ("login", "logout", "owner", "key", "device", "setup", *_ACCESS)),
     "adapters": ("Adapters", ("adapter",)),
     "learning": ("Learning", ("console.train", "console.cancel", "console.retry", "console.review", "run")),
     "examples": ("Examples", ("examples", "example", "console.queue", "console.example")),

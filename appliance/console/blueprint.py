@@ -10,9 +10,10 @@ from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.exceptions import PayloadTooLarge, SanicException
-from sanic.response import raw, text
+from sanic.response import html, raw, text
 
 from appliance.console import (
+    account,
     adapters,
     audit,
     backup,
@@ -21,6 +22,7 @@ from appliance.console import (
     device,
     devices,
     example,
+    first_run,
     home,
     live,
     login,
@@ -35,8 +37,8 @@ from appliance.console import (
     transfer,
 )
 from appliance.console.assets import load_assets
-from appliance.console.render import HEADERS, back, environment, page, wants_fragment
-from appliance.errors import ShammahError
+from appliance.console.render import HEADERS, back, environment, page, render, wants_fragment
+from appliance.errors import NotSetUp, ShammahError
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
 
@@ -87,7 +89,7 @@ async def admit(request: Request) -> HTTPResponse | None:
             status=403,
             title="Set a password first",
             message="Until the owner has set a password, this console answers only on the machine it runs "
-            "on. There, run: shammah console password",
+            "on, and to who opens the setup link from its log. Or run there: shammah console password",
         )
     if request.method == "GET":
         return back(request, to="/login")
@@ -127,6 +129,9 @@ def pack(request: Request, response: HTTPResponse) -> None:
 
 async def explain(request: Request, error: Exception) -> HTTPResponse:
     """Errors as a page a person can read."""
+    if isinstance(error, NotSetUp):
+        port = request.conn_info.sockname[1] if request.conn_info else 8080
+        return html(render("not_set_up.html", port=port), status=error.status)
     if isinstance(error, ShammahError):
         status, message = error.status, error.message
     elif isinstance(error, PayloadTooLarge):
@@ -164,7 +169,7 @@ async def static(request: Request, asset_version: str, name: str) -> HTTPRespons
 
 
 def _public(request: Request) -> bool:
-    return request.path == "/login" or request.path.startswith("/static/")
+    return request.path in ("/login", *first_run.PUBLIC) or request.path.startswith("/static/")
 
 
 blueprint.middleware(admit, "request")
@@ -186,7 +191,9 @@ for room in (
     device,
     models,
     restart,
+    first_run,
     login,
+    account,
     live,
     parts,
     logs,

@@ -106,20 +106,30 @@ async def log_in(request: Request) -> HTTPResponse:
         response = page(request, "login.html", status=429, problem=problem)
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response
-    form = request.form
-    password = (form.get("password") if form else None) or ""
-    if not await asyncio.to_thread(verify_password, store, password):
+    if not await asyncio.to_thread(verify_password, store, secret_field(request, "password")):
         await asyncio.to_thread(store.audit.add, request.ip, "login.failed", {})
         return page(request, "login.html", status=401, problem="That is not the password.")
     throttle.succeeded(request.ip)
-    # A session that came with the request is ended: the token changes with every login.
+    await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
+    return await begin_session(request, back(request, to="/"))
+
+
+def secret_field(request: Request, name: str) -> str:
+    """A password of the posted form as it was typed; empty when it was not sent."""
+    form = request.form
+    return (form.get(name) if form else None) or ""
+
+
+async def begin_session(request: Request, response: HTTPResponse) -> HTTPResponse:
+    """Log this browser in: the answer carries the cookie of a fresh session.
+
+    A session that came with the request is ended: the token changes with every login.
+    """
+    store, hours = request.app.ctx.store, request.app.ctx.config.console.session_hours
     old = request.cookies.get(SESSION_COOKIE)
     if old:
         await asyncio.to_thread(end_session, store, old)
-    hours = request.app.ctx.config.console.session_hours
-    token = await asyncio.to_thread(create_session, store, hours)
-    await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
-    response = back(request, to="/")
+    token = await asyncio.to_thread(create_session, store, hours, request.ip)
     response.add_cookie(
         SESSION_COOKIE,
         token,

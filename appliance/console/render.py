@@ -81,7 +81,13 @@ def render(template: str, **context: Any) -> str:
 
 
 def page(
-    request: Request, template: str, *, status: int = 200, section: str = "", **context: Any
+    request: Request,
+    template: str,
+    *,
+    status: int = 200,
+    section: str = "",
+    bare: bool = False,
+    **context: Any,
 ) -> HTTPResponse:
     """A whole page, with the message left by the action before it.
 
@@ -90,6 +96,7 @@ def page(
         template: under `web/templates/`.
         status: of the response.
         section: the entry of `NAVIGATION` it belongs to.
+        bare: without the sections and what is live, even for the owner.
         context: what the template shows.
     """
     flash = _read_flash(request)
@@ -101,7 +108,7 @@ def page(
         box_name=request.app.ctx.config.console.name,
         logged_in=logged_in,
         open_to_this_machine=open_to_this_machine,
-        navigation=NAVIGATION if logged_in or open_to_this_machine else (),
+        navigation=NAVIGATION if (logged_in or open_to_this_machine) and not bare else (),
         section=section,
         seen=getattr(request.ctx, "seen", 0),
         review_count=getattr(request.ctx, "review_count", 0),
@@ -155,8 +162,11 @@ def form_field(request: Request, name: str) -> str:
 
 
 def is_https(request: Request) -> bool:
-    """Whether the browser's own connection is encrypted, so that a cookie may demand it."""
-    return bool(request.scheme == "https")
+    """Whether the browser's own connection is encrypted, so that a cookie may demand it.
+
+    Behind a proxy that does the encrypting only the browser knows; it says so in the origin of a form.
+    """
+    return request.scheme == "https" or request.headers.get("origin", "").startswith("https://")
 
 
 def wants_fragment(request: Request) -> bool:

@@ -16,15 +16,13 @@ from appliance.home import Home
 from appliance.learning.backend import trainer_program
 from appliance.model.bundle import load_bundle
 from appliance.model.source import DEFAULT_NAME
-from appliance.origin import is_loopback
 from appliance.store import Store
-from appliance.store.owner import password_set
 
 
 def problems(config: Config, changed: Collection[str], home: Home, store: Store) -> dict[str, str]:
     """What speaks against starting with `config`, by key. Only what was changed is looked at."""
     found: dict[str, str] = {}
-    if "server.bind" in changed and (problem := _address(config.server.bind, store)):
+    if "server.bind" in changed and (problem := _address(config.server.bind)):
         found["server.bind"] = problem
     # The default model is imported when it is not there.
     if "model.name" in changed and config.model.name != DEFAULT_NAME:
@@ -41,14 +39,9 @@ def problems(config: Config, changed: Collection[str], home: Home, store: Store)
     return found
 
 
-def _address(bind: str, store: Store) -> str | None:
+def _address(bind: str) -> str | None:
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
-    if not is_loopback(host) and not (password_set(store) and store.keys.count()):
-        return (
-            f"{host} can be reached from the network, but this box has no admin password or no device key "
-            "yet. Run `shammah console password` and `shammah keys create NAME` first."
-        )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, int(port)), family=family).close()

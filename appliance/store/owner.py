@@ -1,21 +1,24 @@
-"""The owner's password and login sessions.
+"""The owner's password, login sessions, and the link to choose the first password with.
 
-Both are kept as settings: `owner.password` holds an argon2id hash, `owner.sessions` a JSON object
-of session digests. A session's token is known only to the browser; the store keeps its SHA-256,
-so a copy of the database lets nobody in.
+All are kept as settings: `owner.password` holds an argon2id hash, `owner.sessions` a JSON object of
+session digests, `owner.setup` the digest of the setup link's token. The tokens are known only to the
+browser and to the log; the store keeps their SHA-256, so a copy of the database lets nobody in.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import secrets
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import argon2
 
-from appliance.errors import InvalidRequest
+from appliance.errors import Conflict, InvalidRequest, Unavailable
 
 if TYPE_CHECKING:
     from appliance.store import Store
@@ -24,10 +27,32 @@ SESSION_COOKIE = "shammah_session"
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 """Hashing cost grows with length: a megabyte of password must not buy a minute of CPU."""
+SEEN_SECONDS = 300.0
+"""When a session was last used is at most this stale: exact times would cost a disk flush a request."""
 _MAX_SESSIONS = 50
 _PASSWORD = "owner.password"
 _SESSIONS = "owner.sessions"
+_SETUP = "owner.setup"
 _hasher = argon2.PasswordHasher()
+
+
+@dataclass(frozen=True)
+class Session:
+    """A browser that is logged in.
+
+    Attributes:
+        created: when it logged in.
+        seen: when it was last used, to within minutes.
+        expires: when it has to log in again.
+        address: where it logged in from; empty when that is not known.
+        mine: it is the one that asks.
+    """
+
+    created: float
+    seen: float
+    expires: float
+    address: str
+    mine: bool
 
 
 def password_set(store: Store) -> bool:
@@ -36,19 +61,41 @@ def password_set(store: Store) -> bool:
 
 
 def set_password(store: Store, text: str) -> None:
-    """Set or replace the owner's password and end every session.
+    """Set or replace the owner's password, and end every session and the setup link.
 
     Raises:
         InvalidRequest: the password is too short or too long.
     """
-    if not MIN_PASSWORD <= len(text) <= MAX_PASSWORD:
-        raise InvalidRequest(
-            f"The password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.", param="password"
-        )
-    hashed = _hasher.hash(text)
+    hashed = _hashed(text)
     with store.transaction():
-        store.settings.set(_PASSWORD, hashed)
-        store.settings.delete(_SESSIONS)
+        _keep_password(store, hashed)
+
+
+def set_first_password(store: Store, text: str) -> None:
+    """Set the owner's password if there is none: of two who try at once, one is told to log in.
+
+    Raises:
+        InvalidRequest: the password is too short or too long.
+        Conflict: there is a password.
+    """
+    hashed = _hashed(text)
+    with store.transaction():
+        if password_set(store):
+            raise Conflict("This box has a password already: log in with it.", param="password")
+        _keep_password(store, hashed)
+
+
+def create_setup_token(store: Store) -> str:
+    """The secret of a new setup link. An earlier one is worthless from now on."""
+    token = secrets.token_urlsafe(32)
+    store.settings.set(_SETUP, _digest(token))
+    return token
+
+
+def setup_token_valid(store: Store, token: str) -> bool:
+    """Whether `token` is that of the present setup link, and no password has been set since."""
+    wanted = store.settings.get(_SETUP)
+    return wanted is not None and not password_set(store) and hmac.compare_digest(wanted, _digest(token))
 
 
 def verify_password(store: Store, text: str) -> bool:
@@ -65,7 +112,7 @@ def verify_password(store: Store, text: str) -> bool:
     return True
 
 
-def create_session(store: Store, hours: float) -> str:
+def create_session(store: Store, hours: float, address: str = "") -> str:
     """Start a session and return its token, to be set as the browser's cookie."""
     token = secrets.token_urlsafe(32)
     now = time.time()
@@ -73,17 +120,47 @@ def create_session(store: Store, hours: float) -> str:
         sessions = _live(_read(store), now)
         newest = sorted(sessions.items(), key=lambda item: item[1]["created"])[-(_MAX_SESSIONS - 1) :]
         sessions = dict(newest)
-        sessions[_digest(token)] = {"created": now, "expires": now + hours * 3600}
-        store.settings.set(_SESSIONS, json.dumps(sessions))
+        sessions[_digest(token)] = {"created": now, "expires": now + hours * 3600, "address": address}
+        _write(store, sessions)
     return token
 
 
 def session_valid(store: Store, token: str | None) -> bool:
-    """Whether `token` names a session that has not expired or been ended."""
+    """Whether `token` names a session that has not expired or been ended. Notes that it was used."""
     if not token:
         return False
+    now = time.time()
     session = _read(store).get(_digest(token))
-    return session is not None and session["expires"] > time.time()
+    if session is None or session["expires"] <= now:
+        return False
+    if not 0 <= now - _seen(session) < SEEN_SECONDS:
+        # A full disk is no reason to lock the owner out.
+        with suppress(Unavailable), store.transaction():
+            sessions = _read(store)
+            if _digest(token) not in sessions:
+                return False  # ended a moment ago
+            sessions[_digest(token)]["seen"] = now
+            _write(store, sessions)
+    return True
+
+
+def list_sessions(store: Store, token: str | None) -> list[Session]:
+    """The sessions that are open, last used first; `token` is that of the one who asks."""
+    mine = _digest(token) if token else ""
+    found = [
+        Session(item["created"], _seen(item), item["expires"], item.get("address", ""), digest == mine)
+        for digest, item in _live(_read(store), time.time()).items()
+    ]
+    return sorted(found, key=lambda session: (session.mine, session.seen), reverse=True)
+
+
+def end_other_sessions(store: Store, token: str) -> int:
+    """End every session but that of `token`; returns how many there were."""
+    with store.transaction():
+        sessions = _live(_read(store), time.time())
+        kept = {digest: item for digest, item in sessions.items() if digest == _digest(token)}
+        _write(store, kept)
+    return len(sessions) - len(kept)
 
 
 def end_session(store: Store, token: str) -> None:
@@ -91,16 +168,39 @@ def end_session(store: Store, token: str) -> None:
     with store.transaction():
         sessions = _live(_read(store), time.time())
         sessions.pop(_digest(token), None)
-        store.settings.set(_SESSIONS, json.dumps(sessions))
+        _write(store, sessions)
+
+
+def _hashed(text: str) -> str:
+    if not MIN_PASSWORD <= len(text) <= MAX_PASSWORD:
+        raise InvalidRequest(
+            f"The password must have {MIN_PASSWORD} to {MAX_PASSWORD} characters.", param="password"
+        )
+    return _hasher.hash(text)
+
+
+def _keep_password(store: Store, hashed: str) -> None:
+    store.settings.set(_PASSWORD, hashed)
+    store.settings.delete(_SESSIONS)
+    store.settings.delete(_SETUP)
 
 
 def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    # Half a surrogate pair can come from outside, and is no token.
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _read(store: Store) -> dict[str, dict[str, Any]]:
     text = store.settings.get(_SESSIONS)
     return dict(json.loads(text)) if text else {}
+
+
+def _write(store: Store, sessions: dict[str, dict[str, Any]]) -> None:
+    store.settings.set(_SESSIONS, json.dumps(sessions))
+
+
+def _seen(session: dict[str, Any]) -> float:
+    return float(session.get("seen", session["created"]))
 
 
 def _live(sessions: dict[str, dict[str, Any]], now: float) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from daemons import Daemon, StartDaemon
 from openapi_spec_validator import validate
 
 from appliance.store import Store
+from appliance.store.owner import set_password
 
 
 def test_a_device_key_is_checked_even_on_loopback(start_daemon: StartDaemon) -> None:
@@ -26,8 +27,6 @@ def test_a_device_key_is_checked_even_on_loopback(start_daemon: StartDaemon) -> 
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Host": "evil.example"},  # DNS rebinding
-        {"X-Forwarded-For": "10.0.0.5"},  # through a proxy
         {"Origin": "https://evil.example"},  # another site's page in the owner's browser
         {"Sec-Fetch-Site": "cross-site"},
     ],
@@ -38,14 +37,31 @@ def test_loopback_alone_does_not_make_an_owner(daemon: Daemon, headers: dict[str
     assert daemon.get("/v1/models", headers=headers).status_code == 401
 
 
-def test_the_daemon_refuses_the_network_before_it_is_protected(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon("[server]\nbind = '127.0.0.1:1'", wait=False)
-    daemon.kill()
-    refused = Daemon(daemon.home)
-    refused.start("--bind", f"0.0.0.0:{refused.port}", wait=False)
-    assert refused.process is not None
-    assert refused.process.wait(60) == 1
-    assert "--insecure" in refused.log
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},  # DNS rebinding
+        {"X-Forwarded-For": "10.0.0.5"},  # through a proxy
+    ],
+)
+def test_loopback_can_speak_for_others(start_daemon: StartDaemon, headers: dict[str, str]) -> None:
+    """Before there is a password they are refused altogether; then they are asked for a key."""
+    daemon = start_daemon("[lora]\nenabled = false")
+    for path in ("/v1/models", "/health", "/nowhere"):
+        response = daemon.get(path, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "not_set_up")
+    store = Store.open(daemon.home)
+    set_password(store, "correct horse battery")
+    store.close()
+    assert daemon.get("/health", headers=headers).status_code == 200
+    assert daemon.get("/v1/models", headers=headers).status_code == 401
+    assert daemon.post("/v1/training/run", headers=headers).status_code == 401
+
+
+def test_pages_and_programs_get_errors_of_their_own(daemon: Daemon) -> None:
+    assert daemon.get("/v1/nowhere").json()["error"]["code"] == "unknown_url"
+    assert "text/html" in daemon.get("/console/part/nowhere").headers["Content-Type"]
+    assert daemon.get("/v1/nowhere").json()["error"]["code"] == "unknown_url"
 
 
 def test_openapi_is_valid_and_names_every_endpoint(daemon: Daemon) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from daemons import Daemon, StartDaemon
 
-from appliance.store import Store
-
 Beside = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -137,16 +135,3 @@ def test_a_daemon_leaves_when_told(start_daemon: StartDaemon, end: signal.Signal
     assert daemon.process.wait(30) == 0
     assert not daemon.home.daemon.exists()
     assert "Traceback" not in daemon.log
-
-
-def test_a_network_address_needs_credentials(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon()
-    assert daemon.stop() == 0
-    command = [sys.executable, "-m", "appliance.cli", "daemon", "--bind", f"0.0.0.0:{daemon.port}"]
-    environment = {**os.environ, "SHAMMAH_HOME": str(daemon.home.root)}
-    refused = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
-    assert refused.returncode == 1
-    assert "shammah console password" in refused.stderr
-    assert Store.open(daemon.home).keys.count() == 0

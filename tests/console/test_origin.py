@@ -34,6 +34,9 @@ def test_this_machine_is_trusted(host: str) -> None:
         # A reverse proxy on this machine speaks for everybody.
         ("127.0.0.1", {"host": "localhost", "x-forwarded-for": "203.0.113.9"}),
         ("127.0.0.1", {"host": "localhost", "forwarded": "for=203.0.113.9"}),
+        ("127.0.0.1", {"host": "localhost", "x-real-ip": "203.0.113.9"}),
+        ("127.0.0.1", {"host": "localhost", "x-forwarded-proto": "https"}),
+        ("127.0.0.1", {"host": "localhost", "via": "1.1 proxy"}),
     ],
 )
 def test_others_are_not_trusted(peer: str, headers: dict[str, str]) -> None:

@@ -12,7 +12,6 @@ from appliance.home import Home
 from appliance.settings.check import problems
 from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
-from appliance.store.owner import set_password
 
 
 def check(store: Store, home: Home, text: str) -> dict[str, str]:
@@ -20,22 +19,14 @@ def check(store: Store, home: Home, text: str) -> dict[str, str]:
     return problems(config, {text.partition(" ")[0]}, home, store)
 
 
-def test_the_network_needs_a_password_and_a_key(store: Store, home: Home) -> None:
-    for bind in ("0.0.0.0:0", "[::]:0", "192.0.2.1:0"):
-        assert "no admin password" in check(store, home, f'server.bind = "{bind}"')["server.bind"]
-    set_password(store, "correct horse")
-    assert check(store, home, 'server.bind = "0.0.0.0:0"')
-    device, _ = store.keys.create("tablet")
-    assert check(store, home, 'server.bind = "0.0.0.0:0"') == {}
-    store.keys.revoke(device.id)
-    assert check(store, home, 'server.bind = "0.0.0.0:0"')
-    assert check(store, home, 'server.bind = "localhost:0"') == {}
+def test_the_network_needs_nothing_first(store: Store, home: Home) -> None:
+    """Until there is a password the daemon listens there, but serves this machine only."""
+    for bind in ("0.0.0.0:0", "[::]:0", "localhost:0"):
+        assert check(store, home, f'server.bind = "{bind}"') == {}
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "[1:2:3]", "no-such-host.invalid", f"{'a' * 64}.b"])
 def test_an_address_that_is_not_ours(store: Store, home: Home, host: str) -> None:
-    set_password(store, "correct horse")
-    store.keys.create("tablet")
     assert list(check(store, home, f'server.bind = "{host}:8080"')) == ["server.bind"]
 
 
@@ -68,11 +59,11 @@ def test_only_what_is_changed_is_looked_at(editor: SettingsEditor, home: Home) -
 
 
 def test_every_way_to_the_file_is_checked(editor: SettingsEditor, home: Home, store: Store) -> None:
-    text = 'server.bind = "0.0.0.0:8080"\n'
+    text = 'server.bind = "no-such-host.invalid:8080"\n'
     etag = editor.page().file.etag
     for attempt in (
-        lambda: editor.preview({"server.bind": "0.0.0.0:8080"}, etag),
-        lambda: editor.save({"server.bind": "0.0.0.0:8080"}, etag, "owner"),
+        lambda: editor.preview({"server.bind": "no-such-host.invalid:8080"}, etag),
+        lambda: editor.save({"server.bind": "no-such-host.invalid:8080"}, etag, "owner"),
         lambda: editor.preview_text(text, etag),
         lambda: editor.replace(text, etag, "owner"),
     ):
@@ -80,10 +71,8 @@ def test_every_way_to_the_file_is_checked(editor: SettingsEditor, home: Home, st
             attempt()
         assert list(caught.value.problems) == ["server.bind"]
     assert not home.config.exists()
-    set_password(store, "correct horse")
-    device, _ = store.keys.create("tablet")
-    editor.save({"server.bind": "0.0.0.0:0"}, etag, "owner")
-    home_again = editor.save({"server.bind": None}, editor.page().file.etag, "owner")
-    store.keys.revoke(device.id)
+    # Undoing brings back a value that was fine when it was saved, and may not be any more.
+    home.config.write_text(text)
+    away = editor.save({"server.bind": "127.0.0.1:0"}, editor.page().file.etag, "owner")
     with pytest.raises(InvalidSettings):
-        editor.undo(home_again.id, "owner")
+        editor.undo(away.id, "owner")
