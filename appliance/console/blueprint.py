@@ -25,6 +25,7 @@ from appliance.console import (
     parts,
     playground,
     review,
+    run,
     runs,
 )
 from appliance.console.assets import load_assets
@@ -162,6 +163,7 @@ for room in (
     playground,
     review,
     runs,
+    run,
     adapters,
     devices,
     device,

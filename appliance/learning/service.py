@@ -215,6 +215,11 @@ class Learning:
             self._asked = False
             self._runner.cancel()
 
+    @property
+    def progress(self) -> RunProgress | None:
+        """Of the run going on."""
+        return self._runner.progress
+
     def status(self) -> LearningStatus:
         """Where learning stands now."""
         examples, lora = self._store.examples, self._config.lora

@@ -118,7 +118,8 @@ class Runs:
         rows = self._db.all(
             "SELECT created, json_extract(metrics, '$.heldout_before') AS before,"
             " json_extract(metrics, '$.heldout_after') AS after FROM runs"
-            " WHERE before IS NOT NULL AND after IS NOT NULL ORDER BY seq DESC LIMIT ?",
+            " WHERE typeof(before) IN ('real', 'integer') AND typeof(after) IN ('real', 'integer')"
+            " ORDER BY seq DESC LIMIT ?",
             (limit,),
         )
         return [(row[0], row[1], row[2]) for row in reversed(rows)]
