@@ -217,7 +217,7 @@ def _figure(
     ).format(
         title=title,
         legend=legend,
-        ys=Markup("").join(Markup("<span>{}</span>").format(y.format(value)) for value in reversed(steps)),
+        ys=Markup("").join(Markup("<span>{}</span>").format(text) for text in reversed(_labels(steps, y))),
         w=WIDTH,
         h=HEIGHT,
         said=said,
@@ -225,6 +225,17 @@ def _figure(
         xs=Markup("").join(Markup("<span>{}</span>").format(label) for label in labels),
         table=_table(x, y, series),
     )
+
+
+def _labels(steps: Sequence[float], axis: Axis) -> list[str]:
+    """The ticks as text; with more digits where they would look alike."""
+    labels = [axis.format(value) for value in steps]
+    if axis.format is plain and len(set(labels)) < len(labels):
+        slack = (steps[1] - steps[0]) * 1e-6
+        enough = (d for d in range(16) if all(abs(round(value, d) - value) < slack for value in steps))
+        digits = next(enough, 16)
+        labels = [f"{value:,.{digits}f}" for value in steps]
+    return labels
 
 
 def _table(x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
