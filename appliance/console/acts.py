@@ -45,7 +45,8 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "console.backup.staged": lambda d: f"Got {d.get('name')} ready to be put back",
     "console.backup.cancelled": lambda d: "Decided not to restore",
     "console.train": lambda d: f"Started {d.get('run')}",
-    "console.cancel": lambda d: "Stopped the run",
+    "console.cancel": lambda d: f"Stopped {d.get('run') or 'the run'}",
+    "console.retry": lambda d: f"Had the examples of {d.get('of')} tried again in {d.get('run')}",
     "console.review": lambda d: (
         "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer"
     ),

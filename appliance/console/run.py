@@ -20,7 +20,7 @@ from appliance.console.runs import live, page_number
 from appliance.errors import NotFound, ShammahError
 from appliance.learning.batch import Split, read_frozen
 from appliance.learning.canary import Trial, load_trial
-from appliance.learning.losses import read_losses
+from appliance.learning.losses import Losses, read_losses
 from appliance.learning.progress import RunProgress
 from appliance.learning.retry import UNSUCCESSFUL
 from appliance.learning.trainer import EXAMPLES, LOG, METRICS
@@ -129,17 +129,7 @@ def course(ctx: Any, run_id: str) -> Course:
         after=tuple(runs.retries(run.id)) if run.ended else (),
         adapter=ctx.store.adapters.get(run.adapter) if run.adapter else None,
         trial=trial if trial and trial.adapter == run.adapter else None,
-        chart=None
-        if losses is None
-        else line_chart(
-            "Loss",
-            (
-                Series("Training", losses.training, 1),
-                Series("Kept out of training", losses.heldout, 2, marks=True),
-            ),
-            Axis("Step", number),
-            Axis("loss", plain),
-        ),
+        chart=_chart(losses, run.ended is not None) if losses else None,
         each=losses.each if losses else 1,
         ended=run.ended is not None,
         retryable=run.state in UNSUCCESSFUL,
@@ -222,6 +212,13 @@ async def retry(request: Request, run_id: str) -> HTTPResponse:
         f"Trying {run.examples:,} of its examples again. This page follows the new run.",
         to=f"/runs/{run.id}",
     )
+
+
+def _chart(losses: Losses, ended: bool) -> Markup:
+    lines = [Series("Training", losses.training, 1)]
+    if losses.heldout or not ended:  # a small batch has none to keep out
+        lines.append(Series("Kept out of training", losses.heldout, 2, marks=True))
+    return line_chart("Loss", lines, Axis("Step", number), Axis("loss", plain))
 
 
 def _before(ctx: Any, run: Run) -> tuple[Run, ...]:
