@@ -20,7 +20,7 @@ from appliance.console.runs import live, page_number
 from appliance.errors import NotFound, ShammahError
 from appliance.learning.batch import Split, read_frozen
 from appliance.learning.canary import Trial, load_trial
-from appliance.learning.losses import Losses, read_losses
+from appliance.learning.losses import Losses, read_losses, smoothed
 from appliance.learning.progress import RunProgress
 from appliance.learning.retry import UNSUCCESSFUL
 from appliance.learning.trainer import EXAMPLES, LOG, METRICS
@@ -215,7 +215,7 @@ async def retry(request: Request, run_id: str) -> HTTPResponse:
 
 
 def _chart(losses: Losses, ended: bool) -> Markup:
-    lines = [Series("Training", losses.training, 1)]
+    lines = [Series("Training", smoothed(losses.training), 1)]
     if losses.heldout or not ended:  # a small batch has none to keep out
         lines.append(Series("Kept out of training", losses.heldout, 2, marks=True))
     return line_chart("Loss", lines, Axis("Step", number), Axis("loss", plain))

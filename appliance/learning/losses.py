@@ -52,6 +52,21 @@ def read_losses(path: Path) -> Losses | None:
     return _reader(path).read()
 
 
+def smoothed(line: Line, over: float = 10.0) -> Line:
+    """The line with each value the mean of those so far, of which about the last `over` count.
+
+    A step's loss is that of a few sequences, of which some teach and some only keep the model as it is: it
+    leaps, and what it is on its way to cannot be seen. What has been drawn does not change with what follows.
+    """
+    mean = weight = 0.0
+    found = []
+    for step, loss in line:
+        if math.isfinite(loss):
+            mean, weight = (old + (new - old) / over for old, new in ((mean, loss), (weight, 1.0)))
+        found.append((step, mean / weight if math.isfinite(loss) else math.nan))
+    return tuple(found)
+
+
 @lru_cache(maxsize=16)
 def _reader(path: Path) -> _Reader:
     return _Reader(path)

@@ -226,10 +226,10 @@ def test_the_page_of_a_run(past: Past, open_page: OpenPage) -> None:
     chart = course.get_by_role("img")
     expect(chart).to_have_attribute(
         "aria-label",
-        re.compile(r"Training: 2\.99 at 3, 1\.1 at 900;.*Kept out of training: 3\.25 at 0, 1\.75 at 900;"),
+        re.compile(r"Training: 2\.99 at 3, 1\.11 at 900;.*Kept out of training: 3\.25 at 0, 1\.75 at 900;"),
     )
     assert (chart.locator(".line.tone-1").get_attribute("d") or "").count("L") == 299
-    expect(course).to_contain_text("A point is the mean of 3 steps.")
+    expect(course).to_contain_text("A point stands for 3 steps.")
     course.get_by_text("Figures").click()
     expect(course.get_by_role("row", name="150 ")).to_contain_text("2")
     # What the gate said stands there once.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.learning.losses import POINTS, read_losses
+from appliance.learning.losses import POINTS, read_losses, smoothed
 
 
 @pytest.fixture
@@ -111,3 +111,15 @@ def test_many_steps_are_thinned_out(file: Path, monkeypatch: pytest.MonkeyPatch)
         assert found.training[-1][0] >= last
         last = found.training[-1][0]
     assert found is not None
+
+
+def test_smoothing_keeps_level_and_gaps_and_what_was_drawn() -> None:
+    level = tuple((float(step), 2.0) for step in range(5))
+    assert [loss for _, loss in smoothed(level)] == pytest.approx([2.0] * 5)
+    leaping = tuple((float(step), float(step % 2)) for step in range(200))
+    drawn = smoothed(leaping)
+    assert all(abs(loss - 0.5) < 0.06 for _, loss in drawn[50:])
+    assert smoothed(leaping[:100]) == drawn[:100]
+    gap = smoothed(((1, 4.0), (2, math.nan), (3, 4.0)))
+    assert [math.isfinite(loss) for _, loss in gap] == [True, False, True]
+    assert smoothed(()) == ()
