@@ -214,7 +214,7 @@ def test_the_page_of_a_run(past: Past, open_page: OpenPage) -> None:
     page = open_page(f"{past.url}/{past.shown.id}")
     course = page.locator("#course")
     for text in (
-        "another try", "30, and 10 earlier ones again", "10 min", "1.2 GB", "3.250 before, 1.750 after",
+        "another try", "10 earlier examples", "10 min", "1.2 GB", "3.250 before, 1.750 after",
         f"at step {STEPS}", "went on from step 400", "3: 3 duplicates", "Compared with",
         "on a share of the requests",
     ):  # fmt: skip
