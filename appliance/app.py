@@ -131,7 +131,7 @@ def build(home: Home, config: Config) -> Parts:
         meter=Meter(store),
         settings=settings,
         restart=Restart(home, store, settings),
-        jobs=Jobs(home, config, events, wait=lambda: learning.running, busy=lambda: engine.busy),
+        jobs=Jobs(home, config, events, wait=lambda: learning.progress is not None, busy=lambda: engine.busy),
     )
 
 

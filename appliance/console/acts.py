@@ -53,7 +53,6 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "console.backup.staged": lambda d: f"Got {d.get('name')} ready to be put back",
     "console.backup.cancelled": lambda d: "Decided not to restore",
     "console.train": lambda d: f"Started {d.get('run')}",
-    "console.cancel": lambda d: "Stopped the run",
     "console.examples.exclude": lambda d: f"Excluded {_counted(d.get('count', 0), 'example')}",
     "console.examples.put-back": lambda d: f"Put {_counted(d.get('count', 0), 'example')} back",
     "console.examples.weight": lambda d: f"Changed the weight of {_counted(d.get('count', 0), 'example')}",
@@ -66,6 +65,8 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "console.model.cancel": lambda d: "Cancelled an import or a measurement",
     "console.model.switch": lambda d: f"Chose {d.get('model')} to serve from the next start",
     "console.model.delete": lambda d: f"Deleted the model {d.get('model')}",
+    "console.cancel": lambda d: f"Stopped {d.get('run') or 'the run'}",
+    "console.retry": lambda d: f"Had the examples of {d.get('of')} tried again in {d.get('run')}",
     "console.review": lambda d: (
         "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer"
     ),

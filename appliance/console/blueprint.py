@@ -33,6 +33,7 @@ from appliance.console import (
     queue,
     restart,
     review,
+    run,
     runs,
     transfer,
 )
@@ -186,6 +187,7 @@ for room in (
     example,
     review,
     runs,
+    run,
     adapters,
     devices,
     device,

@@ -16,6 +16,8 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 600.0, 200.0
 _ROWS = 60
 """The table below a chart has at most so many rows; points between are left out."""
+_SAME = 1e-9
+"""Values that differ by less than this part of them are drawn as one."""
 
 Format = Callable[[float], str]
 
@@ -28,11 +30,13 @@ class Series:
         name: what it is, for legend, label and table.
         points: x and y, by rising x. A gap in the line is a point whose y is nan.
         tone: 1 to 4, which colour.
+        marks: whether each point gets a dot, as for a few measured values.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     tone: int = 1
+    marks: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,20 @@ def plain(value: float) -> str:
     """A value as short as it can be said: `0.125`, `1,240`, `3`."""
     if value == int(value):
         return f"{int(value):,}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    # Three digits, but no exponent that these would need from 999.5 on.
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round values, evenly spaced, from at most `low` to at least `high`."""
-    if not high > low:
+    if not high - low > abs(low) * _SAME:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    digits = 2 - math.floor(math.log10(step))
+    return [round(number * step, digits) for number in range(first, last + 1)]
 
 
 def line_chart(
@@ -77,7 +83,7 @@ def line_chart(
         x: the x axis.
         y: the y axis.
         from_zero: whether the y axis has to begin at 0.
-        marks: whether each point gets a dot, as for a few measured values.
+        marks: whether each point of every line gets a dot.
     """
     known = [(px, py) for line in series for px, py in line.points if math.isfinite(py)]
     if not known:
@@ -93,22 +99,15 @@ def line_chart(
 
     shapes = [_grid(len(steps))]
     for line in series:
-        pieces, pen = [], False
-        for px, py in line.points:
-            if not math.isfinite(py):
-                pen = False
-                continue
-            at = place(px, py)
-            pieces.append(f"{'L' if pen else 'M'}{at[0]:.1f} {at[1]:.1f}")
-            pen = True
-        # A line of no length with round ends is a dot of the stroke's width, however the plot is stretched.
-        alone = marks or len(line.points) == 1
-        dots = "".join(
-            f"M{place(px, py)[0]:.1f} {place(px, py)[1]:.1f}h0"
-            for px, py in line.points
-            if alone and math.isfinite(py)
+        stretches = _stretches(line.points)
+        path = " ".join(
+            "M" + "L".join("{:.1f} {:.1f}".format(*place(*point)) for point in s) for s in stretches
         )
-        shapes.append(Markup('<path class="line tone-{}" d="{}"/>').format(line.tone, " ".join(pieces)))
+        # A line of no length with round ends is a dot of the stroke's width, however the plot is stretched.
+        # A point between two gaps shows by nothing else.
+        dotted = [point for s in stretches if marks or line.marks or len(s) == 1 for point in s]
+        dots = "".join("M{:.1f} {:.1f}h0".format(*place(*point)) for point in dotted)
+        shapes.append(Markup('<path class="line tone-{}" d="{}"/>').format(line.tone, path))
         if dots:
             shapes.append(Markup('<path class="dots tone-{}" d="{}"/>').format(line.tone, dots))
     said = "; ".join(_words(line, x, y) for line in series)
@@ -123,19 +122,21 @@ def bar_chart(title: str, bars: Sequence[tuple[float, float]], x: Axis, y: Axis,
 
     Args:
         title: what the chart shows.
-        bars: x and height of each, by rising x. Without one above 0, a sentence says so instead.
+        bars: x and height of each, by rising x; nan where there is none. Without one above 0, a sentence
+            says so instead.
         x: the x axis.
         y: the y axis.
         tone: 1 to 4, which colour.
     """
-    if not any(height > 0 for _, height in bars):
+    heights = [height for _, height in bars if math.isfinite(height)]
+    if not any(height > 0 for height in heights):
         return _empty(title)
-    steps = ticks(0.0, max(height for _, height in bars))
+    steps = ticks(0.0, max(heights))
     wide = WIDTH / len(bars)
     shapes = [_grid(len(steps))]
     for number, (_, height) in enumerate(bars):
-        tall = max(0.0, height) / steps[-1] * HEIGHT
-        if tall:
+        tall = height / steps[-1] * HEIGHT
+        if math.isfinite(tall) and tall > 0:
             shapes.append(
                 Markup('<rect class="tone-{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"/>').format(
                     tone, number * wide + wide * 0.1, HEIGHT - tall, wide * 0.8, tall
@@ -144,6 +145,17 @@ def bar_chart(title: str, bars: Sequence[tuple[float, float]], x: Axis, y: Axis,
     series = Series(title, bars, tone)
     labels = [x.format(bars[index][0]) for index in sorted({0, len(bars) // 2, len(bars) - 1})]
     return _figure(title, Markup("").join(shapes), _words(series, x, y), steps, labels, x, y, [series])
+
+
+def _stretches(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """The pieces of a line between its gaps."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        if math.isfinite(point[1]):
+            pieces[-1].append(point)
+        else:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
 
 
 def _grid(lines: int) -> Markup:
@@ -161,6 +173,8 @@ def _words(line: Series, x: Axis, y: Axis) -> str:
         return text.striptags() if isinstance(text, Markup) else text
 
     (x0, first), (x1, last) = values[0], values[-1]
+    if len(values) == 1:
+        return f"{line.name}: {said(y, first)} at {said(x, x0)}"
     lowest, highest = min(py for _, py in values), max(py for _, py in values)
     return (
         f"{line.name}: {said(y, first)} at {said(x, x0)}, {said(y, last)} at {said(x, x1)}; "
@@ -203,7 +217,7 @@ def _figure(
     ).format(
         title=title,
         legend=legend,
-        ys=Markup("").join(Markup("<span>{}</span>").format(y.format(value)) for value in reversed(steps)),
+        ys=Markup("").join(Markup("<span>{}</span>").format(text) for text in reversed(_labels(steps, y))),
         w=WIDTH,
         h=HEIGHT,
         said=said,
@@ -213,11 +227,21 @@ def _figure(
     )
 
 
+def _labels(steps: Sequence[float], axis: Axis) -> list[str]:
+    """The ticks as text; with more digits where they would look alike."""
+    labels = [axis.format(value) for value in steps]
+    if axis.format is plain and len(set(labels)) < len(labels):
+        slack = (steps[1] - steps[0]) * 1e-6
+        enough = (d for d in range(16) if all(abs(round(value, d) - value) < slack for value in steps))
+        digits = next(enough, 16)
+        labels = [f"{value:,.{digits}f}" for value in steps]
+    return labels
+
+
 def _table(x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
     columns = [dict(line.points) for line in series]
-    rows = sorted({px for column in columns for px in column})
-    every = -(-len(rows) // _ROWS)
-    shown = [px for number, px in enumerate(rows) if number % every == 0 or number == len(rows) - 1]
+    # Each line gives an equal share of the rows, or of a few values among many next to none would be left.
+    shown = sorted({px for column in columns for px in _share([*column], _ROWS // len(columns))})
     head = Markup("").join(
         Markup('<th scope="col" class="right">{}</th>').format(
             f"{line.name} ({y.title})" if line.name != y.title else y.title
@@ -241,3 +265,9 @@ def _table(x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
     return Markup('<table><thead><tr><th scope="col">{}</th>{}</tr></thead><tbody>{}</tbody></table>').format(
         x.title, head, body
     )
+
+
+def _share(values: Sequence[float], most: int) -> list[float]:
+    """At most so many of them, evenly; the last among them."""
+    every = -(-len(values) // most)
+    return [*values[::-1][:: max(1, every)]]

@@ -15,7 +15,7 @@ from appliance.console.devices import devices
 from appliance.console.home import happened, home
 from appliance.console.models import models
 from appliance.console.render import render
-from appliance.console.runs import runs
+from appliance.console.runs import going_on
 from appliance.console.usage import usage
 
 PARTS: dict[str, Callable[[Any], Any]] = {
@@ -23,7 +23,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "usage": usage,
     "happened": happened,
     "review_count": lambda ctx: ctx.store.examples.review_count(),
-    "runs": runs,
+    "going_on": going_on,
     "adapters": adapters,
     "devices": devices,
     "models": models,

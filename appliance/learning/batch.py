@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,14 @@ class Batch:
     replay: int
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Of a line of the file: which example, and what it is there for."""
+
+    id: str
+    split: Split
+
+
 def freeze_batch(
     path: Path, held: Sequence[Example], replay: Sequence[Example], share: float, seed: int
 ) -> Batch:
@@ -48,6 +58,17 @@ def freeze_batch(
     lines += [_line(example, "replay") for example in replay]
     write_atomic(path, "".join(f"{line}\n" for line in lines))
     return Batch(train=len(held) - len(heldout), heldout=len(heldout), replay=len(replay))
+
+
+def read_frozen(path: Path, limit: int | None = None, offset: int = 0) -> list[Frozen]:
+    """What is in the file, or a page of it; nothing when it is not there (any more)."""
+    found = []
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+        for line in islice(file, offset, None if limit is None else offset + limit):
+            with suppress(ValueError, KeyError, TypeError):  # nobody but us writes it, yet it is a file
+                entry = json.loads(line)
+                found.append(Frozen(str(entry["id"]), entry["split"]))
+    return found
 
 
 def choose_heldout(examples: Sequence[Example], share: float, seed: int) -> set[str]:

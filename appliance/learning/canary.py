@@ -21,6 +21,7 @@ from appliance.engine.session import Session
 from appliance.events import EventBus
 from appliance.learning.faults import Fault, engine_fault, rating_fault
 from appliance.store import Store
+from appliance.store.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,12 @@ class Trial:
 
     adapter: str
     since: float
+
+
+def load_trial(settings: Settings) -> Trial | None:
+    """The last canary on record."""
+    text = settings.get(KEY)
+    return None if text is None else Trial(**json.loads(text))
 
 
 class Canary:
@@ -99,8 +106,7 @@ class Canary:
             self._session = None
 
     def _begin(self, adapter: str) -> Trial:
-        text = self._store.settings.get(KEY)
-        known = None if text is None else Trial(**json.loads(text))
+        known = load_trial(self._store.settings)
         if known is not None and known.adapter == adapter:
             return known
         trial = Trial(adapter, time.time())

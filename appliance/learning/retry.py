@@ -11,6 +11,9 @@ Nothing an owner taught is thrown away, and no batch may keep the box busy for e
   not learn enough, another seed in both cases.
 * After `train.max_attempts` attempts the batch is *parked*: out of the queue, kept, shown.
 * Newer examples wait for that outcome; they are not in the batch and are never parked with it.
+* A person may have the examples of a run that did not succeed tried again, parked ones too, as far as
+  they still wait. What failed is answered to likewise; when such an attempt is beyond `max_attempts`
+  and does not succeed, they are parked again.
 * A run that a person *cancelled* releases its examples; no run starts by itself for one batch
   timeout. One that the box's shutdown interrupted does not count as an attempt.
 * A run whose adapter was promoted and did not stand the *probation* is as good as rejected: what it
@@ -23,11 +26,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from appliance.config import Config, TrainConfig
+from appliance.errors import Conflict, InvalidRequest
 from appliance.store import Store
 from appliance.store.runs import Run
 from appliance.store.settings import Settings
@@ -46,6 +50,8 @@ FORGETTING = frozenset(
 MEMORY = "memory"
 """What failed in an attempt that needed more of it than it may have."""
 LEAST_TOKENS = 64
+UNSUCCESSFUL = frozenset({"rejected", "failed", "cancelled", "parked"})
+"""States of a run whose examples may be tried again."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Retry:
         attempt: number of the coming attempt.
         failed: the gate's checks that failed in the last attempt, or `MEMORY`; empty when it died otherwise.
         saved: Unix time at which it was kept.
+        run: the run they were with before.
     """
 
     not_before: float
@@ -65,6 +72,7 @@ class Retry:
     attempt: int = 1
     failed: tuple[str, ...] = ()
     saved: float = 0.0
+    run: str | None = None
 
     def waits(self, now: float) -> bool:
         """Whether its time has not come. A pause that began in the future is over."""
@@ -83,7 +91,7 @@ def load_retry(settings: Settings) -> Retry | None:
         return None
     raw = json.loads(text)
     ids, failed = tuple(raw["ids"]), tuple(raw["failed"])
-    return Retry(raw["not_before"], ids, raw["attempt"], failed, raw.get("saved", 0.0))
+    return Retry(raw["not_before"], ids, raw["attempt"], failed, raw.get("saved", 0.0), raw.get("run"))
 
 
 def save_retry(settings: Settings, retry: Retry | None) -> None:
@@ -122,6 +130,9 @@ def give_back(
     with store.transaction():
         other = _other_waiting(store)
         held = tuple(example.id for example in store.examples.held(run.id))
+        if failed:
+            metrics = store.runs.get(run.id).metrics or {}
+            store.runs.update(run.id, metrics={**metrics, "failed": [*failed]})
         if attempt > config.train.max_attempts:
             store.examples.park(run.id)
             save_retry(store.settings, other)
@@ -129,7 +140,7 @@ def give_back(
             return end_run(store, run, "parked", reason)
         store.examples.release(run.id)
         pause = 0.0 if again else pause_seconds(run.attempt, config.resources.retry_minutes)
-        retry = Retry(time.time() + pause, held, attempt, tuple(failed))
+        retry = Retry(time.time() + pause, held, attempt, tuple(failed), run=run.id)
         save_retry(store.settings, retry if other is None else _together(retry, other))
         return end_run(store, run, state, reason)
 
@@ -153,7 +164,7 @@ def end_stopped(store: Store, config: Config, run: Run, *, shutdown: bool) -> Ru
         if run.attempt > 1:
             earlier = load_retry(store.settings)
             failed = earlier.failed if earlier else ()
-            save_retry(store.settings, Retry(time.time(), held, run.attempt, failed))
+            save_retry(store.settings, Retry(time.time(), held, run.attempt, failed, run=run.id))
         return end_run(store, run, "cancelled", "The box was shut down.")
 
 
@@ -181,7 +192,34 @@ def _together(one: Retry, other: Retry) -> Retry:
         (*one.ids, *other.ids),
         max(one.attempt, other.attempt),
         tuple(dict.fromkeys((*one.failed, *other.failed))),
+        run=one.run,
     )
+
+
+def again(store: Store, run: Run, given: Iterable[str]) -> Retry:
+    """What a run is tried again with because a person wants that.
+
+    Args:
+        store: where.
+        run: the run.
+        given: ids of the examples it was given; those it has parked are found without.
+
+    Raises:
+        Conflict: it has not ended, or was promoted.
+        InvalidRequest: none of its examples waits any more.
+    """
+    if run.state not in UNSUCCESSFUL:
+        problem = "was promoted: there is nothing to retry" if run.state == "promoted" else "has not ended"
+        raise Conflict(f"{run.id} {problem}.")
+    ids = store.examples.waiting(given, run.id)
+    if not ids:
+        raise InvalidRequest(
+            f"None of the examples of {run.id} waits any more: they were learned in another run, replaced by "
+            "newer feedback, or taken out."
+        )
+    failed = (run.metrics or {}).get("failed", [])
+    attempt = run.attempt if run.state == "cancelled" else run.attempt + 1
+    return Retry(time.time(), ids, attempt, tuple(failed), run=run.id)
 
 
 def end_run(store: Store, run: Run, state: str, reason: str) -> Run:

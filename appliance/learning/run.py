@@ -128,7 +128,7 @@ class Runner:
 
         Args:
             trigger: what caused it.
-            retry: the batch to try again; otherwise all that is pending.
+            retry: the batch to try again, parked ones included; otherwise all that is pending.
 
         Raises:
             InvalidRequest: there is nothing to train on.
@@ -139,21 +139,25 @@ class Runner:
             raise Unavailable("The box is shutting down.")
         if self._trainer is None:
             trainer_program(self._settings())
-        pending = self._store.examples.pending(BATCH_LIMIT)
-        if retry is not None:
-            wanted = set(retry.ids)
-            pending = [example for example in pending if example.id in wanted]
-        if not pending:
+        if retry is None:
+            ids = [example.id for example in self._store.examples.pending(BATCH_LIMIT)]
+        else:
+            ids = [*retry.ids[:BATCH_LIMIT]]
+        if not ids:
             raise InvalidRequest("The queue is empty: there is nothing to train on.")
         with self._store.transaction():
             for other in self._store.runs.unfinished():
                 raise Conflict(f"{other.id} was cut off and is ended first; try again in a minute.")
             attempt = retry.attempt if retry else 1
-            run = self._store.runs.create(trigger, len(pending), self._registry.current(), attempt)
-            held = self._store.examples.hold(run.id, [example.id for example in pending])
+            run = self._store.runs.create(trigger, len(ids), self._registry.current(), attempt)
+            held = self._store.examples.hold(run.id, ids)
             if not held:
                 raise Conflict("The queue changed just now; try again.")
             run = self._store.runs.update(run.id, examples=len(held))
+            if retry is not None:
+                save_retry(self._store.settings, retry)  # what failed decides the settings
+                if retry.run is not None:
+                    run = self._store.runs.update(run.id, metrics={"retry_of": retry.run})
         self._new_child()
         self._tracker.enter(run.id, "preparing")
         self._events.publish(
@@ -258,7 +262,7 @@ class Runner:
         replay = self._store.examples.replay(count, draw, known.runs)
         freeze_batch(directory / EXAMPLES, chosen, replay, settings.heldout_share, settings.seed)
         prepare(directory, settings)
-        metrics = self._store.runs.get(run.id).metrics or {}  # what was left out
+        metrics = self._store.runs.get(run.id).metrics or {}
         metrics |= {"repeated": len(replay), "anew": known.anew(new, settings)}
         return self._store.runs.update(run.id, state="training", started=time.time(), metrics=metrics)
 
@@ -293,7 +297,8 @@ class Runner:
         if selection.left_out:
             with self._store.transaction():
                 self._store.examples.leave_out(run.id, selection.left_out)
-                self._store.runs.update(run.id, metrics={"left_out": selection.counts})
+                known = self._store.runs.get(run.id).metrics or {}
+                self._store.runs.update(run.id, metrics={**known, "left_out": selection.counts})
             logger.info("%s leaves out %s", run.id, describe(selection.counts))
         if not selection.kept:
             raise _NothingToTrain(f"There is nothing to learn from ({describe(selection.counts)}).")

@@ -18,6 +18,7 @@ from appliance.engine.engine import Engine
 from appliance.errors import Conflict, InvalidRequest, ShammahError
 from appliance.events import EventBus
 from appliance.home import Home
+from appliance.learning.batch import read_frozen
 from appliance.learning.canary import Canary
 from appliance.learning.dropped import DroppedIn
 from appliance.learning.estimate import Estimate
@@ -26,10 +27,11 @@ from appliance.learning.forget import Foreseen, Forgotten, Wish, finish_forgetti
 from appliance.learning.guard import Deferral, check_resources
 from appliance.learning.probation import Probation, load_probation
 from appliance.learning.progress import RunProgress
-from appliance.learning.retry import load_retry
+from appliance.learning.retry import again, load_retry
 from appliance.learning.run import Runner
 from appliance.learning.scheduler import Due, Scheduler, find_due
 from appliance.learning.switch import APPLIANCE, Switch
+from appliance.learning.trainer import EXAMPLES
 from appliance.learning.watch import Watch
 from appliance.model.bundle import Bundle
 from appliance.store import Store
@@ -174,22 +176,49 @@ class Learning:
                 )
             return self._begin(Due(trigger, 0))
 
-    @property
-    def running(self) -> bool:
-        """Whether a run is going on."""
-        return self._runner.progress is not None
-
-    def cancel(self) -> None:
-        """Stop the run going on; its examples are pending again, and wait for one batch timeout.
+    def retry(self, run_id: str) -> Run:
+        """Start a run on the examples of one that did not succeed, as far as they are pending or parked.
 
         Raises:
-            Conflict: none is going on.
+            NotFound: there is no such run.
+            Conflict: it is not one that did not succeed; one is going on; or the box has nothing to
+                spare now.
+            InvalidRequest: none of its examples waits any more.
         """
         with self._lock:
-            if self._runner.progress is None and not self._asked:
+            self._refuse_if_busy(".")
+            run = self._store.runs.get(run_id)
+            frozen = read_frozen(self._home.runs / run.id / EXAMPLES)
+            retry = again(self._store, run, [item.id for item in frozen if item.split != "replay"])
+            deferral = self._shortage(person=True)
+            if deferral is not None:
+                raise Conflict(
+                    f"Not now: {deferral.reason} Try it again when that has passed.", code="deferred"
+                )
+            return self._begin(Due("person", len(retry.ids), retry))
+
+    def cancel(self, run_id: str | None = None) -> None:
+        """Stop the run going on; its examples are pending again, and wait for one batch timeout.
+
+        Args:
+            run_id: which one is meant; any by default.
+
+        Raises:
+            Conflict: none is going on, or another.
+        """
+        with self._lock:
+            progress = self._runner.progress
+            if progress is None and not self._asked:
                 raise Conflict("No run is going on.")
+            if run_id is not None and (progress is None or progress.id != run_id):
+                raise Conflict(f"{run_id} is not going on any more.")
             self._asked = False
             self._runner.cancel()
+
+    @property
+    def progress(self) -> RunProgress | None:
+        """Of the run going on."""
+        return self._runner.progress
 
     def status(self) -> LearningStatus:
         """Where learning stands now."""

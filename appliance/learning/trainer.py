@@ -18,6 +18,7 @@ from appliance.learning.train import checkpoint
 from appliance.model.bundle import Bundle
 
 EXAMPLES, CANDIDATE, SETTINGS = "examples.jsonl", "candidate.safetensors", "train.json"
+METRICS, LOG = "metrics.jsonl", "log"
 
 
 class Trainer:
@@ -59,7 +60,7 @@ class Trainer:
             self._bundle.path,
         ]
         command += ["--examples", directory / EXAMPLES, "--out", directory / CANDIDATE]
-        command += ["--metrics", directory / "metrics.jsonl", "--settings", directory / SETTINGS]
+        command += ["--metrics", directory / METRICS, "--settings", directory / SETTINGS]
         command += ["--run", run, "--checkpoint", directory / checkpoint.NAME]
         if parent is not None:
             command += ["--parent", parent]
@@ -69,7 +70,7 @@ class Trainer:
             try:
                 self._child.run(
                     [os.fspath(part) for part in command],
-                    log=directory / "log",
+                    log=directory / LOG,
                     limits=limits,
                     on_event=on_event,
                     on_start=on_start,

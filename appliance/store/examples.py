@@ -1,7 +1,7 @@
 """Examples: what the appliance learns from, and the states one goes through.
 
     pending ──hold──▶ training ──mark_used──▶ used
-       ▲  ◀──release──┘     └──park──▶ parked
+       ▲  ◀──release──┘     └──park──▶ parked ──hold──▶ training
     review (a critique without an accepted target)
 
 `superseded` and `excluded` are ends: replaced by newer feedback, and taken out, by a person or because the
@@ -177,7 +177,7 @@ class Examples:
     # -- the life of a batch ------------------------------------------------------------------
 
     def hold(self, run_id: str, ids: Iterable[str]) -> ExampleList:
-        """Give pending examples to a run.
+        """Give waiting examples to a run: pending ones, or parked ones that a person wants tried again.
 
         Returns:
             Those it got, oldest first: an example that feedback has superseded since the caller
@@ -192,7 +192,7 @@ class Examples:
             wanted = json.dumps([*ids])
             tx.execute(
                 "UPDATE examples SET state = 'training', run_id = ?"
-                " WHERE state = 'pending' AND id IN (SELECT value FROM json_each(?))",
+                " WHERE state IN ('pending', 'parked') AND id IN (SELECT value FROM json_each(?))",
                 (run_id, wanted),
             )
             return self._select(
@@ -204,6 +204,19 @@ class Examples:
     def held(self, run_id: str) -> ExampleList:
         """The examples a run holds, oldest first."""
         return self._select("WHERE state = 'training' AND run_id = ? ORDER BY seq", (run_id,))
+
+    def of_run(self, run_id: str, limit: int = 50, offset: int = 0) -> ExampleList:
+        """A page of the examples that a run holds, used or parked, oldest first."""
+        return self._select("WHERE run_id = ? ORDER BY seq LIMIT ? OFFSET ?", (run_id, limit, offset))
+
+    def waiting(self, ids: Iterable[str], run_id: str) -> tuple[str, ...]:
+        """Which of these, and of those a run has parked, are pending or parked; oldest first."""
+        rows = self._db.all(
+            "SELECT id FROM examples WHERE state IN ('pending', 'parked') AND id IN"
+            " (SELECT value FROM json_each(?) UNION SELECT id FROM examples WHERE run_id = ?) ORDER BY seq",
+            (json.dumps([*ids]), run_id),
+        )
+        return tuple(row[0] for row in rows)
 
     def leave_out(self, run_id: str, reasons: Mapping[str, str]) -> None:
         """Note which of the examples a run holds it does not train on, and why.

@@ -6,13 +6,14 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from appliance.errors import NotFound
 from appliance.store.db import Database
 from appliance.store.rows import from_json, to_json, update_row
 
 RunState = Literal["queued", "training", "gating", "promoted", "rejected", "failed", "cancelled", "parked"]
+RUN_STATES: tuple[RunState, ...] = get_args(RunState)
 Trigger = Literal["threshold", "timeout", "person", "retry"]
 
 
@@ -29,7 +30,8 @@ class Run:
         attempt: 1, or more when a run on the same examples died before.
         report: the gate's verdict.
         metrics: what the trainer measured; `left_out` counts the examples it was not given, by reason;
-            `resumed` lists the steps from which it went on after it was cut off.
+            `resumed` lists the steps from which it went on after it was cut off; `failed` the checks that
+            failed; `retry_of` names the run whose examples it tried again.
         pid: the child process, while there is one.
     """
 
@@ -50,6 +52,7 @@ class Run:
 
 
 RunList: TypeAlias = list[Run]
+LossList: TypeAlias = list[tuple[float, float, float]]
 
 _COLUMNS = ", ".join(Run.__dataclass_fields__)
 _CHANGEABLE = ("state", "started", "ended", "examples", "adapter", "parent", "reason", "attempt", "report",
@@ -94,10 +97,39 @@ class Runs:
             raise NotFound(f"There is no run {run_id!r}.", param="id")
         return _run(row)
 
-    def list(self, limit: int = 50, offset: int = 0) -> RunList:
-        """A page of runs, newest first."""
+    def list(self, limit: int = 50, offset: int = 0, state: RunState | None = None) -> RunList:
+        """A page of runs, of one state or of all, newest first."""
+        condition = "" if state is None else "WHERE state = ?3"
         rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM runs ORDER BY seq DESC LIMIT ? OFFSET ?", (limit, offset)
+            f"SELECT {_COLUMNS} FROM runs {condition} ORDER BY seq DESC LIMIT ?1 OFFSET ?2",
+            (limit, offset) if state is None else (limit, offset, state),
+        )
+        return [_run(row) for row in rows]
+
+    def counts(self) -> dict[RunState, int]:
+        """How many runs there are of each state, zeros included."""
+        found = dict.fromkeys(RUN_STATES, 0)
+        for row in self._db.all("SELECT state, count(*) FROM runs GROUP BY state"):
+            found[cast("RunState", row[0])] = row[1]
+        return found
+
+    def heldout(self, limit: int) -> LossList:
+        """Of the last runs that measured it, oldest first: when, and the held-out loss before and after."""
+        rows = self._db.all(
+            "SELECT created, json_extract(metrics, '$.heldout_before') AS before,"
+            " json_extract(metrics, '$.heldout_after') AS after FROM runs"
+            " WHERE typeof(before) IN ('real', 'integer') AND typeof(after) IN ('real', 'integer')"
+            " ORDER BY seq DESC LIMIT ?",
+            (limit,),
+        )
+        return [(row[0], row[1], row[2]) for row in reversed(rows)]
+
+    def retries(self, run_id: str) -> RunList:
+        """The runs that tried the examples of that one again, oldest first."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM runs WHERE seq > (SELECT seq FROM runs WHERE id = ?1)"
+            " AND trigger IN ('person', 'retry') AND json_extract(metrics, '$.retry_of') = ?1 ORDER BY seq",
+            (run_id,),
         )
         return [_run(row) for row in rows]
 

@@ -34,14 +34,14 @@ class TestWithoutPassword:
         response = client.get("/", headers=headers)
         assert response.status_code == 403
         assert "shammah console password" in response.text
-        assert client.get("/console/part/runs", headers=headers).status_code == 403
+        assert client.get("/console/part/going_on", headers=headers).status_code == 403
 
     def test_own_forms_without_fetch_metadata(self, daemon: Daemon) -> None:
         response = httpx.post(f"{daemon.url}/adapters/promote", headers={"Origin": daemon.url})
         assert response.status_code == 303
 
     def test_every_answer_is_hardened(self, client: httpx.Client) -> None:
-        for path in ("/", "/console/part/runs", "/console/part/none", "/playground/exchange/none"):
+        for path in ("/", "/console/part/going_on", "/console/part/none", "/playground/exchange/none"):
             headers = client.get(path).headers
             policy = headers["Content-Security-Policy"]
             assert "default-src 'self'" in policy
@@ -119,7 +119,7 @@ class TestWithPassword:
         response = client.get("/")
         assert (response.status_code, response.headers["Location"]) == (303, "/login")
         assert "smollm" not in response.text
-        fragment = client.get("/console/part/runs", headers={"HX-Request": "true"})
+        fragment = client.get("/console/part/going_on", headers={"HX-Request": "true"})
         assert (fragment.status_code, fragment.headers["HX-Redirect"]) == (401, "/login")
 
     def test_login_and_logout(self, client: httpx.Client, daemon: Daemon) -> None:

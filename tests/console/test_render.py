@@ -7,8 +7,10 @@ import pytest
 from jinja2 import UndefinedError
 
 from appliance.console.render import adapter_title, duration, environment, measure, render, size, when
+from appliance.console.run import Course
 from appliance.home import Home
 from appliance.store import Store
+from appliance.store.runs import Run
 
 
 def test_text_is_escaped() -> None:
@@ -62,6 +64,10 @@ def test_measure(value: object, text: str) -> None:
     assert measure(value) == text
 
 
+def course_of(run: Run) -> str:
+    return render("parts/run_course.html", course=Course(run, None, (), (), None, None, None, 1, True, True))
+
+
 @pytest.mark.parametrize(
     ("metrics", "shown"),
     [
@@ -74,7 +80,7 @@ def test_what_a_run_left_out(home: Home, metrics: dict[str, object] | None, show
     store = Store.open(home)
     run = store.runs.update(store.runs.create("person", 20).id, state="failed", metrics=metrics)
     store.close()
-    text = render("parts/runs.html", runs=[run])
+    text = course_of(run)
     assert ("Left out" in text) == (shown is not None)
     assert shown is None or shown in text
 
@@ -106,7 +112,7 @@ def test_where_a_run_began(
     store = Store.open(home)
     run = store.runs.update(store.runs.create("person", 2, parent).id, state="failed", metrics=metrics)
     store.close()
-    text = render("parts/runs.html", runs=[run])
+    text = course_of(run)
     shown = dict(re.findall(r"<dt>([^<]*)</dt><dd[^>]*>([^<]*)</dd>", text))
     wanted = ("Stopped early", "Began from", "Learned again", "Compared with")
     assert {title: shown[title] for title in wanted if title in shown} == facts

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.learning.batch import choose_heldout, freeze_batch, trainable
+from appliance.learning.batch import Frozen, choose_heldout, freeze_batch, read_frozen, trainable
 
 from .box import example
 
@@ -53,6 +53,20 @@ def test_the_file_has_one_object_a_line(tmp_path: Path) -> None:
     assert lines[11]["finish_reason"] == "length"
     assert lines[12]["split"] == "replay"
     assert lines[0]["rejected"] is None
+
+
+def test_the_file_is_read_in_pages(tmp_path: Path) -> None:
+    file = tmp_path / "examples.jsonl"
+    assert read_frozen(file) == []
+    freeze_batch(file, [example(number) for number in range(3)], [example(9)], 0.4, seed=0)
+    found = read_frozen(file)
+    assert [item.id for item in found] == ["ex_000", "ex_001", "ex_002", "ex_009"]
+    assert [item.split for item in found].count("heldout") == 1
+    assert found[-1] == Frozen("ex_009", "replay")
+    assert read_frozen(file, 2, 1) == found[1:3]
+    assert read_frozen(file, 2, 4) == []
+    file.write_text(f'nonsense\n[]\n{{"id": "ex_1"}}\n{file.read_text()}')
+    assert read_frozen(file) == found
 
 
 def test_an_example_without_a_target_is_not_trainable() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from appliance.errors import Conflict, InvalidRequest, StorageFull
+from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
 from appliance.home import Home
 from appliance.learning import run as run_module
 from appliance.learning.retry import GENTLER, load_retry
@@ -26,7 +26,7 @@ from appliance.model.bundle import Bundle
 from appliance.store import Store
 from appliance.store.runs import Run
 
-from .box import Box, add, make_adapter, running
+from .box import Box, add, add_correction, make_adapter, running
 
 QUICK = "[lora]\nauto_train_threshold = 2\n"
 OFF = "[lora]\nenabled = false\n"
@@ -372,3 +372,86 @@ async def test_an_orphaned_trainer_is_killed_at_the_start(home: Home, bundle: Bu
 
 def test_frozen_batches_are_private(home: Home) -> None:
     assert home.runs.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_person_has_a_run_tried_again(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    """Parked ones and those in the queue, with other settings; nothing newer, nothing superseded."""
+    config = OFF + "[train]\nmax_attempts = 1\n"
+    async with running(home, bundle, config, writes(tmp_path, bundle, 1.0)) as box:
+        given = fill(box.store, 3)
+        first_run = await box.start_run()
+        with pytest.raises(Conflict, match=f"{first_run.id} is going on"):
+            box.learning.retry(first_run.id)
+        await box.finished()
+        parked = box.store.runs.get(first_run.id)
+        assert parked.state == "parked"
+        assert "perplexity" in (parked.metrics or {})["failed"]
+        replaced, *left = sorted(given)
+        newer = add_correction(box.store, box.store.examples.get(replaced).query, "Answer 0.", "Other.").id
+        box.store.examples.supersede(box.store.examples.get(newer).query, newer)
+        back = left[0]
+        box.store.examples.update(back, state="pending", run_id=None)  # a person put it into the queue again
+        await box.until(lambda: not box.learning._busy, 60)
+        run = box.learning.retry(first_run.id)
+        assert ids(box.store, "training") == set(left)
+        assert (run.trigger, run.attempt, run.examples) == ("person", 2, 2)
+        assert [again.id for again in box.store.runs.retries(first_run.id)] == [run.id]
+        await box.finished(2)
+        rate = json.loads((home.runs / run.id / "train.json").read_text())["learning_rate"]
+        assert rate == box.config.train.learning_rate / GENTLER
+        # It did not succeed either, and was beyond the attempts a batch has by itself.
+        assert box.store.runs.get(run.id).state == "parked"
+        assert ids(box.store, "parked") == set(left)
+        assert ids(box.store, "pending") == {newer}
+        assert (box.store.runs.get(run.id).metrics or {})["retry_of"] == first_run.id
+
+
+async def test_what_cannot_be_tried_again(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, OFF, writes(tmp_path, bundle, 1e-4)) as box:
+        await box.until(lambda: not box.learning._busy, 60)
+        with pytest.raises(NotFound):
+            box.learning.retry("run_unknown")
+        given = fill(box.store)
+        run = box.store.runs.create("threshold", 2)
+        box.store.examples.hold(run.id, given)
+        with pytest.raises(Conflict, match="has not ended"):
+            box.learning.retry(run.id)
+        box.store.examples.park(run.id)
+        box.store.runs.update(run.id, state="parked")
+        # Nothing to spare now: nothing is half done.
+        demand = box.config.resources.model_copy(update={"min_free_disk_mb": 10**9})
+        box.learning._config = box.config.model_copy(update={"resources": demand})
+        with pytest.raises(Conflict, match=r"Not now: Only .* Try it again"):
+            box.learning.retry(run.id)
+        assert ids(box.store, "parked") == given
+        assert box.store.runs.count() == 1
+        box.learning._config = box.config
+        # Its directory is not needed to find what it has parked.
+        assert not (home.runs / run.id).exists()
+        again = box.learning.retry(run.id)
+        assert again.examples == 2
+        await box.finished()
+        assert box.store.runs.get(again.id).state == "promoted"
+        await box.until(lambda: not box.learning._busy, 60)
+        with pytest.raises(Conflict, match="was promoted"):
+            box.learning.retry(again.id)
+        with pytest.raises(InvalidRequest, match="None of the examples of"):
+            box.learning.retry(run.id)
+        assert box.store.runs.count() == 2
+
+
+async def test_only_the_run_that_is_meant_is_cancelled(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    async with running(home, bundle, OFF, trainer(tmp_path, "time.sleep(60)")) as box:
+        fill(box.store)
+        run = await box.start_run()
+        with pytest.raises(Conflict, match="run_other is not going on any more"):
+            box.learning.cancel("run_other")
+        box.learning.cancel(run.id)
+        await box.finished()
+        assert box.store.runs.get(run.id).state == "cancelled"
+        # It goes on counting from there: a cancelled attempt was none.
+        await box.until(lambda: not box.learning._busy, 60)
+        again = box.learning.retry(run.id)
+        assert (again.attempt, again.examples) == (1, 2)
+        box.learning.cancel(again.id)
+        await box.finished(2)

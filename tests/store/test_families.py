@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from appliance.home import Home
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
 from appliance.store.completions import KEPT
+from appliance.store.examples import NewExample
 from appliance.store.keys import SEEN_SECONDS
 
 
@@ -34,6 +36,10 @@ def test_runs(store: Store) -> None:
     assert store.runs.unfinished() == [runs[1], runs[2]]
     assert [run.id for run in store.runs.list(2)] == [runs[2].id, runs[1].id]
     assert store.runs.count() == 3
+    assert [run.id for run in store.runs.list(2, state="queued")] == [runs[2].id, runs[1].id]
+    assert [run.id for run in store.runs.list(2, 1, "queued")] == [runs[1].id]
+    counts = store.runs.counts()
+    assert (counts["queued"], counts["promoted"], counts["parked"], len(counts)) == (2, 1, 0, 8)
     for bad in (lambda: store.runs.get("run_x"), lambda: store.runs.update("run_x", state="failed")):
         with pytest.raises(NotFound):
             bad()
@@ -41,6 +47,42 @@ def test_runs(store: Store) -> None:
         store.runs.update(runs[0].id, colour="red")
     with pytest.raises(InvalidRequest):
         store.runs.update(runs[0].id, metrics={"loss": float("nan")})
+
+
+def test_held_out_losses_of_the_last_runs(store: Store) -> None:
+    runs = [store.runs.create("person", 1) for _ in range(5)]
+    for number, run in enumerate(runs[:4]):
+        store.runs.update(run.id, metrics={"heldout_before": 3, "heldout_after": 2.5 - number})
+    store.runs.update(runs[1].id, metrics={"heldout_before": None, "heldout_after": None})
+    assert store.runs.heldout(2) == [(runs[2].created, 3, 0.5), (runs[3].created, 3, -0.5)]
+    assert [after for _, _, after in store.runs.heldout(9)] == [2.5, 0.5, -0.5]
+
+
+def test_what_tried_a_run_again(store: Store) -> None:
+    first, second, other, third = (store.runs.create("person", 1) for _ in range(4))
+    for run in (second, third):
+        store.runs.update(run.id, metrics={"retry_of": first.id})
+    store.runs.update(other.id, metrics={"retry_of": second.id})
+    assert [run.id for run in store.runs.retries(first.id)] == [second.id, third.id]
+    assert store.runs.retries(third.id) == []
+
+
+def test_the_examples_of_a_run_and_which_of_them_wait(store: Store, new: Callable[..., NewExample]) -> None:
+    run = store.runs.create("person", 3)
+    parked, used, pending, replaced = (store.examples.add(new(f"{number}?")).id for number in range(4))
+    store.examples.hold(run.id, [used])
+    store.examples.mark_used(run.id)
+    store.examples.hold(run.id, [parked, replaced])
+    store.examples.park(run.id)
+    store.examples.update(replaced, state="superseded")
+    assert [item.id for item in store.examples.of_run(run.id)] == [parked, used, replaced]
+    assert [item.id for item in store.examples.of_run(run.id, 1, 1)] == [used]
+    assert store.examples.waiting([pending, used, "ex_unknown"], run.id) == (parked, pending)
+    again = store.runs.create("person", 2)
+    assert [item.id for item in store.examples.hold(again.id, [parked, pending, used, replaced])] == [
+        parked,
+        pending,
+    ]
 
 
 def test_adapters(store: Store) -> None:
