@@ -13,6 +13,7 @@ from sanic.exceptions import SanicException
 from sanic.response import raw, text
 
 from appliance.console import (
+    adapter,
     adapters,
     audit,
     backup,
@@ -163,6 +164,7 @@ for room in (
     review,
     runs,
     adapters,
+    adapter,
     devices,
     device,
     login,

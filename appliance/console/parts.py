@@ -10,7 +10,6 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
 from sanic.response import html
 
-from appliance.console.adapters import adapters
 from appliance.console.devices import devices
 from appliance.console.home import happened, home
 from appliance.console.render import render
@@ -25,7 +24,6 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "review": review,
     "review_count": lambda ctx: ctx.store.examples.review_count(),
     "runs": runs,
-    "adapters": adapters,
     "devices": devices,
 }
 """Name of a part, of its template and of what the template shows, to the function that gathers that.

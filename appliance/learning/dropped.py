@@ -177,7 +177,9 @@ class DroppedIn:
         report: dict[str, Any] | None,
     ) -> None:
         known = self._store.adapters.get(name)
-        same = known if known is not None and known.sha256 == sha256 else None  # put back: where from is known
+        same = (
+            known if known is not None and known.sha256 == sha256 else None
+        )  # put back: where from is known
         self._store.adapters.upsert(
             AdapterRow(
                 name=name,

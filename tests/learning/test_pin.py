@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -17,7 +16,7 @@ from appliance.learning.replay import past, start
 from appliance.model.bundle import Bundle
 from appliance.store.runs import Run
 
-from .box import Box, add, everywhere, make_adapter, put, running
+from .box import Box, add, answered, everywhere, make_adapter, put, rate, running
 
 OFF = "[lora]\nenabled = false\n"
 CANARY = "[gate]\ncanary_share = 0.25\ncanary_answers = 8\n"
@@ -162,9 +161,8 @@ async def test_a_failed_probation_is_told_and_acted_on_only_without_the_pin(box:
     put(box, "tried", scale=0.15, seed=5)
     await box.switch.promote("tried", reason="test", actor="appliance", probation_minutes=1440)
     await box.switch.pin("tried", "owner")
-    sha256 = box.store.adapters.get("tried").sha256  # type: ignore[union-attr]
-    for _ in range(3):
-        box.engine._faults[sha256] = box.engine._faults.get(sha256, 0) + 1
+    for number in range(6):
+        rate(box.store, answered(box.store, f"{number}?", f"{number}!", "tried"), "down", box.events)
     await box.until(lambda: box.named("adapter.doubted"), 60)
     await asyncio.sleep(1)  # looked at some times more
     assert everywhere(box, "tried")
@@ -173,10 +171,8 @@ async def test_a_failed_probation_is_told_and_acted_on_only_without_the_pin(box:
     assert probation is not None
     assert probation.failed
     assert box.learning.status().pin is not None
-    began = time.monotonic()
     await box.switch.unpin("owner")
     await box.until(lambda: everywhere(box, "mine"), 60)
-    assert time.monotonic() - began < 60
     assert box.store.adapters.is_withdrawn("tried")
 
 
