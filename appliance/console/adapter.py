@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
-from sanic.response import ResponseStream, html
+from sanic.response import html
 
 from appliance.adapters.file import SUFFIX
 from appliance.console.actions import OWNER, audit
@@ -119,26 +119,18 @@ async def show(request: Request, name: str) -> HTTPResponse:
     return page(request, "adapter.html", section="adapters", adapter=found, base=BASE)
 
 
-async def download(request: Request, name: str) -> HTTPResponse | ResponseStream:
-    """The file."""
+async def download(request: Request, name: str) -> None:
+    """The file, as it is read."""
     path = await asyncio.to_thread(request.app.ctx.registry.path, name)
     await audit(request, "download", adapter=name)
-    file = await asyncio.to_thread(path.open, "rb")
-    size = os.fstat(file.fileno()).st_size
-
-    async def send(response: Any) -> None:
-        with file:
-            while chunk := await asyncio.to_thread(file.read, CHUNK):
-                await response.write(chunk)
-
-    return ResponseStream(
-        send,
-        headers={
-            "Content-Length": str(size),
-            "Content-Disposition": f'attachment; filename="{name}{SUFFIX}"',
-        },
-        content_type="application/octet-stream",
-    )
+    with await asyncio.to_thread(path.open, "rb") as file:
+        headers = {
+            "Content-Length": str(os.fstat(file.fileno()).st_size),
+            "Content-Disposition": f'attachment; filename="{path.name}"',
+        }
+        response = await request.respond(headers=headers, content_type="application/octet-stream")
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
+            await response.send(chunk)
 
 
 async def upload(request: Request) -> HTTPResponse:

@@ -122,12 +122,13 @@ def read_lines(ctx: Any, rows: Collection[AdapterRow], learning: LearningStatus)
     serving, base = ctx.engine.adapter, ctx.bundle.manifest.base_hash
     served = service(ctx.store.adapters.switches(HISTORY))
     waiting = {name for name, _ in ctx.store.adapters.waiting(base)}
+    on_probation = learning.probation.adapter if learning.probation else None
     trial = learning.run.id if learning.run and learning.run.phase == "canary" else None
     return [
         AdapterLine(
             row=row,
             in_service=row.name == serving,
-            on_probation=bool(learning.probation) and row.name == serving == learning.probation.adapter,
+            on_probation=row.name == serving == on_probation,
             waits=row.name in waiting,
             judging=row.name == learning.judging,
             tried=trial is not None and row.run_id == trial,

@@ -47,7 +47,7 @@ def draw(nodes: Sequence[Node], base: Look) -> list[Markup]:
     """
     places: dict[str | None, int] = {node.name: number for number, node in enumerate(nodes)}
     places[None] = len(nodes)
-    lanes: list[str | None | Literal[False]] = []  # whom each line leads to; False: free
+    lanes: list[str | Literal[False] | None] = []  # whom each line leads to; False: free
     rows = []
     for number, node in enumerate(nodes):
         own, met = _place(lanes, node.name)
@@ -67,7 +67,7 @@ def draw(nodes: Sequence[Node], base: Look) -> list[Markup]:
     return [row.drawn(wide * STEP) for row in rows]
 
 
-def _place(lanes: list[str | None | Literal[False]], name: str | None) -> tuple[int, bool]:
+def _place(lanes: list[str | Literal[False] | None], name: str | None) -> tuple[int, bool]:
     """The lane of a point, and whether a line comes to it from above."""
     if name in lanes:
         return lanes.index(name), True

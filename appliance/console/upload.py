@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sanic import Request
 from sanic.headers import parse_content_header
@@ -101,7 +101,7 @@ class _Source:
 
     def __init__(self, request: Request, boundary: bytes) -> None:
         assert request.stream is not None
-        self._stream = request.stream
+        self._stream: Any = request.stream
         self._boundary = boundary
         self._buffer = bytearray(b"\r\n")  # before the first boundary there need not be one
 
