@@ -245,21 +245,21 @@ def test_download(shown: Daemon, open_page: OpenPage) -> None:
 def test_upload_is_checked_and_the_page_follows(
     shown: Daemon, open_page: OpenPage, bundle: Bundle, tmp_path: Path
 ) -> None:
-    file = small(tmp_path / "my <b>größter</b> adapter.safetensors", bundle)
+    file = small(tmp_path / "my <b>größter adapter.safetensors", bundle)
     page = open_page(f"{shown.url}/adapters", PHONE, scripts=False)
     page.get_by_text("Upload an adapter").click()
     page.get_by_label("Adapter file").set_input_files(file)
     page.get_by_role("button", name="Upload", exact=True).click()
-    said(page, "my-b-groter-b-adapter is here")
+    said(page, "my-b-groter-adapter is here")
     live = open_page(page.url)
     expect(live.locator("#adapter .chips")).to_contain_text("check")
     expect(live.locator("#adapter .chips")).to_contain_text("In service")
     expect(live.get_by_role("table")).to_contain_text("Ordinary English")
-    assert serving(shown) == "my-b-groter-b-adapter"
+    assert serving(shown) == "my-b-groter-adapter"
     again = post(
         shown, "/adapters/upload", files={"file": ("x.safetensors", file.read_bytes())}, follow_redirects=True
     )
-    assert "This adapter is here already: it is my-b-groter-b-adapter." in again.text
+    assert "This adapter is here already: it is my-b-groter-adapter." in again.text
 
 
 def test_an_unfit_upload_leaves_nothing_behind(shown: Daemon, bundle: Bundle, tmp_path: Path) -> None:

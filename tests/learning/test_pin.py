@@ -52,7 +52,8 @@ def passed(box: Box, name: str, parent: str | None) -> tuple[Run, list[str]]:
 
 
 async def concluded(box: Box, run: Run) -> Run:
-    await asyncio.to_thread(box.learning._runner.recover)
+    """The run when the box has taken it up and ended it."""
+    await box.until(lambda: box.store.runs.get(run.id).ended, 60)
     return box.store.runs.get(run.id)
 
 
