@@ -51,6 +51,12 @@ class Conflict(InvalidRequest):
     code = "conflict"
 
 
+class Pinned(Conflict):
+    """The owner has pinned what is in service: only a person switches."""
+
+    code = "pinned"
+
+
 class Unauthorized(InvalidRequest):
     """Credentials are missing or wrong."""
 

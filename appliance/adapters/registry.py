@@ -109,6 +109,14 @@ class Registry:
             publish_file(temp, path)  # a file system without hard links, e.g. a memory stick
         return path
 
+    def remove(self, name: str) -> None:
+        """Delete the file of an adapter, durably. The caller has seen to it that it is not in service.
+
+        Raises:
+            NotFound: there is none.
+        """
+        remove_durably(self.path(name))
+
     def current(self) -> str | None:
         """Name of the adapter that `current` points to; None for base, and for a broken link."""
         try:

@@ -11,10 +11,11 @@ from sanic import json as json_response
 
 from appliance.api.auth import device_of, require_owner
 from appliance.api.errors import parse
-from appliance.api.schemas import FeedbackBody, PromoteBody
+from appliance.api.schemas import FeedbackBody, PinBody, PromoteBody
 from appliance.errors import InvalidRequest
 from appliance.learning.feedback import Feedback, give_feedback
 from appliance.learning.forget import Wish
+from appliance.learning.pin import load_pin
 
 blueprint = Blueprint("learning", url_prefix="/v1")
 BASE = "base"
@@ -107,10 +108,12 @@ def _retrain(request: Request) -> bool:
 @blueprint.get("/adapters")
 async def list_adapters(request: Request) -> HTTPResponse:
     """Known adapters, newest first, and the one in service."""
-    rows = await asyncio.to_thread(request.app.ctx.store.adapters.list)
+    store = request.app.ctx.store
+    rows = await asyncio.to_thread(store.adapters.list)
+    pinned = await asyncio.to_thread(load_pin, store.settings) is not None
     serving = request.app.ctx.engine.adapter
     data: list[dict[str, Any]] = [{**asdict(row), "in_service": row.name == serving} for row in rows]
-    return json_response({"object": "list", "current": serving, "data": data})
+    return json_response({"object": "list", "current": serving, "pinned": pinned, "data": data})
 
 
 @blueprint.post("/adapters/promote")
@@ -130,3 +133,22 @@ async def rollback(request: Request) -> HTTPResponse:
     require_owner(request)
     await request.app.ctx.switch.rollback("owner")
     return json_response({"object": "adapter.switch", "current": request.app.ctx.engine.adapter})
+
+
+@blueprint.post("/adapters/pin")
+async def pin(request: Request) -> HTTPResponse:
+    """Keep what is in service there until a person switches."""
+    require_owner(request)
+    name = parse(request, PinBody).name
+    await request.app.ctx.switch.pin(None if name == BASE else name, "owner")
+    return json_response({"object": "adapter.pin", "current": request.app.ctx.engine.adapter, "pinned": True})
+
+
+@blueprint.post("/adapters/unpin")
+async def unpin(request: Request) -> HTTPResponse:
+    """Let the box switch by itself again."""
+    require_owner(request)
+    await request.app.ctx.switch.unpin("owner")
+    return json_response(
+        {"object": "adapter.pin", "current": request.app.ctx.engine.adapter, "pinned": False}
+    )

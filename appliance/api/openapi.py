@@ -16,7 +16,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic import json as json_response
 
 from appliance import __version__
-from appliance.api.schemas import ChatBody, CompletionBody, FeedbackBody, PromoteBody
+from appliance.api.schemas import ChatBody, CompletionBody, FeedbackBody, PinBody, PromoteBody
 
 blueprint = Blueprint("openapi")
 JSON = "application/json"
@@ -71,6 +71,8 @@ ENDPOINTS = (
     Endpoint(
         "post", "/v1/adapters/promote", "Put an adapter in service (owner)", PromoteBody, errors=(403, 404)
     ),
+    Endpoint("post", "/v1/adapters/pin", "Let only persons switch (owner)", PinBody, errors=(403, 409)),
+    Endpoint("post", "/v1/adapters/unpin", "Let the box switch by itself again (owner)", errors=(403,)),
     Endpoint("post", "/v1/adapters/rollback", "Take the last switch back (owner)", errors=(403, 409)),
     Endpoint("get", "/health", "Is the serving loop alive", errors=(503,), keyed=False),
     Endpoint("get", "/ready", "Would a request be answered", errors=(503,), keyed=False),

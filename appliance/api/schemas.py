@@ -206,6 +206,12 @@ class PromoteBody(Body):
     name: str = Field(description="An adapter's name, or `base`.")
 
 
+class PinBody(Body):
+    """`POST /v1/adapters/pin`."""
+
+    name: str = Field(description="The adapter in service, or `base` when that is.")
+
+
 def _refuse(data: dict[str, Any], names: tuple[str, ...]) -> None:
     for name in names:
         if data.get(name):

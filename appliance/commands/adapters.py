@@ -32,13 +32,16 @@ def list_(as_json: bool) -> None:
     daemon = find_daemon(home)
     if daemon is not None:
         answer = daemon.get("/v1/adapters")
-        current, rows = answer["current"], answer["data"]
+        current, rows, pinned = answer["current"], answer["data"], answer["pinned"]
     else:
+        from appliance.learning.pin import load_pin
+
         current = home.current.readlink().stem if home.current.is_symlink() else None
         with open_store() as store:
             rows = [{**asdict(row), "in_service": row.name == current} for row in store.adapters.list()]
+            pinned = load_pin(store.settings) is not None
     if as_json:
-        print_json({"current": current, "data": rows})
+        print_json({"current": current, "pinned": pinned, "data": rows})
         return
     print_table(
         ["", "name", "state", "rank", "size", "created", "run", "verdict"],
@@ -59,6 +62,8 @@ def list_(as_json: bool) -> None:
     )
     if current is None:
         click.echo("The base model is in service.")
+    if pinned:
+        click.echo("What is in service is pinned: the box does not switch by itself.")
 
 
 @adapters.command(
@@ -91,6 +96,31 @@ def rollback() -> None:
         _say(daemon.post("/v1/adapters/rollback")["current"])
         return
     _say(_at_rest(home, lambda switch: switch.rollback("owner")))
+
+
+@adapters.command()
+def pin() -> None:
+    """Keep what is in service there until a person switches; runs go on, and their adapters wait."""
+    home = Home.default()
+    daemon = find_daemon(home)
+    if daemon is not None:
+        current = daemon.get("/v1/adapters")["current"]
+        current = daemon.post("/v1/adapters/pin", {"name": current or BASE})["current"]
+    else:
+        current = _at_rest(home, lambda switch: switch.pin(switch.serving, "owner"))
+    click.echo(f"Pinned: {current or 'the base model'}.")
+
+
+@adapters.command()
+def unpin() -> None:
+    """Let the box switch by itself again."""
+    home = Home.default()
+    daemon = find_daemon(home)
+    if daemon is not None:
+        daemon.post("/v1/adapters/unpin")
+    else:
+        _at_rest(home, lambda switch: switch.unpin("owner"))
+    click.echo("Not pinned: the box switches by itself to what passes every check.")
 
 
 @adapters.command(

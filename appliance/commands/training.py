@@ -79,7 +79,7 @@ def train(now: bool, detach: bool, as_json: bool) -> None:
         print_json(run)
     else:
         click.echo(_last_run_line(run))
-    if not detach and run["state"] != "promoted":
+    if not detach and run["state"] not in ("promoted", "accepted"):
         raise SystemExit(1)
 
 
@@ -223,7 +223,7 @@ def _last_run_line(run: dict[str, Any] | None) -> str:
     if run is None:
         return "none yet"
     reason = f": {run['reason']}" if run.get("reason") else ""
-    adapter = f", {run['adapter']}" if run.get("adapter") and run["state"] == "promoted" else ""
+    adapter = f", {run['adapter']}" if run.get("adapter") and run["state"] in ("promoted", "accepted") else ""
     ended = f" at {moment(run['ended'])}" if run.get("ended") else ""
     return f"{run['id']} {run['state']}{ended}, {run['examples']} examples{adapter}{reason}"
 

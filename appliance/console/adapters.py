@@ -1,38 +1,111 @@
-"""Adapters: which there are, which one answers, and putting another in service."""
+"""Adapters: what has been learnt, from what it grew, when it served, and which one answers now."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
+from markupsafe import Markup
 from sanic import Blueprint, HTTPResponse, Request
+from sanic.response import html
 
 from appliance.console.actions import OWNER
-from appliance.console.render import back, form_field, page
+from appliance.console.lineage import Look, Node, Period, draw, service
+from appliance.console.render import back, form_field, page, render, wants_fragment
 from appliance.errors import InvalidRequest, ShammahError
-from appliance.learning.probation import load_probation
-from appliance.store.adapters import AdapterRow
+from appliance.learning.service import LearningStatus
+from appliance.learning.switch import HISTORY, lineage
+from appliance.store.adapters import AdapterRow, Switch
 
 BASE = "base"
 SHOWN = 30
+SWITCHES_SHOWN = 20
+TOLD = ("heldout", "perplexity", "probes", "recall")
+"""The checks of the gate whose measured values stand in the list."""
 
 
 @dataclass(frozen=True)
 class AdapterLine:
-    """A row of the list of adapters."""
+    """An adapter as the pages show it.
+
+    Attributes:
+        row: what the store knows; in the list without a report for those that are not shown.
+        in_service: it answers now.
+        on_probation: it has to prove itself.
+        waits: a run made it while something else was pinned.
+        judging: the gate is looking at it.
+        tried: it answers a share of the requests.
+        other_model: it was made for another base than the one that is loaded.
+        served: when it was in service, oldest first.
+        told: the most telling checks of its report.
+    """
 
     row: AdapterRow
     in_service: bool
     on_probation: bool
+    waits: bool
+    judging: bool
+    tried: bool
+    other_model: bool
+    served: tuple[Period, ...]
+    told: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def here(self) -> bool:
+        """Whether there is a file."""
+        return self.row.state not in ("missing", "deleted")
+
+    @property
+    def promotable(self) -> bool:
+        """Whether the owner may put it in service."""
+        return self.row.state == "accepted" and not self.in_service and not self.other_model
+
+    @property
+    def look(self) -> Look:
+        """How the picture shows it."""
+        if self.in_service:
+            return "serving"
+        if not self.here:
+            return "gone"
+        if self.row.state == "rejected" or self.row.withdrawn:
+            return "refused"
+        return "served" if self.served else "accepted"
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The list of adapters, newest first, and whether the base model answers."""
+    """The page.
+
+    Attributes:
+        lines: those of the page shown, newest first.
+        rails: their pieces of the picture, and last the base model's.
+        serving: the one that answers now; None is the base model.
+        since: when it came into service.
+        base_served: when the base model was in service.
+        can_roll_back: something else was in service before.
+        previous: what that was; None is the base model.
+        learning: the learning room's status.
+        switches: the last changes, newest first.
+        number: of the page shown, from 1.
+        pages: how many there are.
+        total: how many adapters there are.
+    """
 
     lines: tuple[AdapterLine, ...]
-    base_in_service: bool
+    rails: list[Markup]
+    serving: str | None
+    since: float
+    base_served: tuple[Period, ...]
+    can_roll_back: bool
+    previous: str | None
+    learning: LearningStatus
+    switches: list[Switch]
+    number: int
+    pages: int
+    total: int
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -40,32 +113,94 @@ def add_routes(blueprint: Blueprint) -> None:
     blueprint.add_route(show, "/adapters", methods=["GET"], name="adapters")
     blueprint.add_route(promote, "/adapters/promote", methods=["POST"], name="promote")
     blueprint.add_route(roll_back, "/adapters/rollback", methods=["POST"], name="rollback")
+    blueprint.add_route(pin, "/adapters/pin", methods=["POST"], name="pin")
+    blueprint.add_route(unpin, "/adapters/unpin", methods=["POST"], name="unpin")
 
 
-def adapters(ctx: Any) -> Adapters:
-    """The adapters known, newest first. Blocking."""
-    rows: list[AdapterRow] = sorted(ctx.store.adapters.list(), key=lambda row: row.created, reverse=True)
+def read_lines(ctx: Any, rows: Collection[AdapterRow], learning: LearningStatus) -> list[AdapterLine]:
+    """What the pages show of adapters. Blocking."""
+    serving, base = ctx.engine.adapter, ctx.bundle.manifest.base_hash
+    served = service(ctx.store.adapters.switches(HISTORY))
+    waiting = {name for name, _ in ctx.store.adapters.waiting(base)}
+    on_probation = learning.probation.adapter if learning.probation else None
+    trial = learning.run.id if learning.run and learning.run.phase == "canary" else None
+    return [
+        AdapterLine(
+            row=row,
+            in_service=row.name == serving,
+            on_probation=row.name == serving == on_probation,
+            waits=row.name in waiting,
+            judging=row.name == learning.judging,
+            tried=trial is not None and row.run_id == trial,
+            other_model=bool(row.base_hash) and row.base_hash != base,
+            served=tuple(served.get(row.name, ())),
+            told=_telling(row),
+        )
+        for row in rows
+    ]
+
+
+def before_serving(ctx: Any, switches: list[Switch]) -> list[str | None]:
+    """What a roll back can lead to, the next one last."""
     serving = ctx.engine.adapter
-    shown = rows[:SHOWN] + [row for row in rows[SHOWN:] if row.name == serving]
-    probation = load_probation(ctx.store.settings)
-    tried = probation.adapter if probation else None
-    lines = (AdapterLine(row, row.name == serving, serving == tried) for row in shown)
-    return Adapters(tuple(lines), serving is None)
+    line = lineage(switches)
+    return line[: line.index(serving)] if serving in line else line
+
+
+def adapters(ctx: Any, number: int = 1) -> Adapters:
+    """Gather a page of them. Blocking."""
+    store, serving = ctx.store, ctx.engine.adapter
+    learning = ctx.learning.status()
+    switches = store.adapters.switches(HISTORY)
+    lines = read_lines(ctx, store.adapters.list(reports=False), learning)
+    pages = max(1, ceil(len(lines) / SHOWN))
+    number = min(max(1, number), pages)
+    first = (number - 1) * SHOWN
+    nodes = [Node(line.row.name, line.row.parent, line.look) for line in lines]
+    served = service(switches).get(None, [])
+    rails = draw(nodes, "serving" if serving is None else "served" if served else "accepted")
+    shown = [_with_report(store, line) for line in lines[first : first + SHOWN]]
+    before = before_serving(ctx, switches)
+    return Adapters(
+        lines=tuple(shown),
+        rails=[*rails[first : first + SHOWN], rails[-1]],
+        serving=serving,
+        since=switches[0].at if switches else ctx.started_at,
+        base_served=tuple(served),
+        can_roll_back=bool(before) or serving is not None,
+        previous=before[-1] if before else None,
+        learning=learning,
+        switches=switches[:SWITCHES_SHOWN],
+        number=number,
+        pages=pages,
+        total=len(lines),
+    )
+
+
+def _with_report(store: Any, line: AdapterLine) -> AdapterLine:
+    row = store.adapters.get(line.row.name) or line.row
+    return replace(line, row=row, told=_telling(row))
+
+
+def _telling(row: AdapterRow) -> tuple[dict[str, Any], ...]:
+    checks = (row.report or {}).get("checks") or ()
+    return tuple(check for check in checks if check.get("name") in TOLD)
 
 
 async def show(request: Request) -> HTTPResponse:
-    """The list."""
-    found = await asyncio.to_thread(adapters, request.app.ctx)
+    """The list; without the page around it when a script refreshes it."""
+    wanted = request.args.get("page", "1")
+    number = int(wanted) if wanted.isdecimal() and len(wanted) < 7 else 1
+    found = await asyncio.to_thread(adapters, request.app.ctx, number)
+    if wants_fragment(request):
+        return html(render("parts/adapters.html", adapters=found))
     return page(request, "adapters.html", section="adapters", adapters=found)
 
 
 async def promote(request: Request) -> HTTPResponse:
     """Put another adapter, or the base model, in service."""
-    chosen = form_field(request, "name")
-    name = None if chosen == BASE else chosen
     try:
-        if not chosen:
-            raise InvalidRequest("Name the adapter to put in service.", param="name")
+        name = _named(request)
         await request.app.ctx.switch.promote(name, reason="chosen in the console", actor=OWNER)
     except ShammahError as error:
         return back(request, error.message, "bad")
@@ -79,3 +214,29 @@ async def roll_back(request: Request) -> HTTPResponse:
     except ShammahError as error:
         return back(request, error.message, "bad")
     return back(request, f"Rolled back: {name or 'the base model'} is in service.")
+
+
+async def pin(request: Request) -> HTTPResponse:
+    """Let only the owner switch from now on."""
+    try:
+        name = _named(request)
+        await request.app.ctx.switch.pin(name, OWNER)
+    except ShammahError as error:
+        return back(request, error.message, "bad")
+    return back(request, f"{name or 'The base model'} is pinned: the box will not switch by itself.")
+
+
+async def unpin(request: Request) -> HTTPResponse:
+    """Let the box switch by itself again."""
+    try:
+        await request.app.ctx.switch.unpin(OWNER)
+    except ShammahError as error:
+        return back(request, error.message, "bad")
+    return back(request, "Unpinned: the box switches by itself again, to what passes every check.")
+
+
+def _named(request: Request) -> str | None:
+    chosen = form_field(request, "name")
+    if not chosen:
+        raise InvalidRequest("Name the adapter first.", param="name")
+    return None if chosen == BASE else chosen

@@ -14,6 +14,7 @@ from sanic.response import html, raw, text
 
 from appliance.console import (
     account,
+    adapter,
     adapters,
     audit,
     backup,
@@ -189,6 +190,7 @@ for room in (
     runs,
     run,
     adapters,
+    adapter,
     devices,
     device,
     models,

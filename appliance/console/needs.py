@@ -67,11 +67,28 @@ def find_needs(
         why = f": {last.reason}" if last.reason else "."
         if last.state == "rejected":
             add("warn", f"The last adapter was rejected{why}", f"/runs/{last.id}", "Why")
+        elif last.state == "accepted" and learning.pin:
+            add(
+                "warn",
+                "A new adapter passed every check, and waits for you.",
+                f"/runs/{last.id}",
+                "Look at it",
+            )
         elif last.state == "failed":
             add("bad", f"The last run failed{why}", f"/runs/{last.id}", "What happened")
         elif last.state == "parked":
             add("bad", f"A batch was given up after several tries{why}", f"/runs/{last.id}", "Look at it")
-    if learning.probation:
+    if learning.pin and learning.probation and learning.probation.failed:
+        why = learning.probation.failed
+        add("bad", f"The pinned adapter did not stand its probation: {why}", "/adapters", "Decide")
+    elif learning.pin:
+        add(
+            "info",
+            "What is in service is pinned: the box will not switch by itself.",
+            "/adapters",
+            "Unpin it",
+        )
+    elif learning.probation:
         add(
             "info",
             "The adapter in service is on probation: it goes back by itself when ratings get worse or what "

@@ -10,7 +10,6 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
 from sanic.response import html
 
-from appliance.console.adapters import adapters
 from appliance.console.devices import devices
 from appliance.console.home import happened, home
 from appliance.console.models import models
@@ -24,7 +23,6 @@ PARTS: dict[str, Callable[[Any], Any]] = {
     "happened": happened,
     "review_count": lambda ctx: ctx.store.examples.review_count(),
     "going_on": going_on,
-    "adapters": adapters,
     "devices": devices,
     "models": models,
 }

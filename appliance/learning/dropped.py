@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 DIRECTORY = "dropped"
 """Under `runs/`: log and report of the gate for files that no run made."""
+GONE = ("missing", "deleted")
 
 
 class DroppedIn:
@@ -49,6 +50,8 @@ class DroppedIn:
         self._events = events
         self._child = Child(Yielding(busy, config.resources.busy_share))
         self._judge = Judge(home, config, registry, bundle, self._child)
+        self.judging: str | None = None
+        """The adapter that the gate is looking at."""
 
     @staticmethod
     def name(path: Path) -> str:
@@ -69,7 +72,7 @@ class DroppedIn:
         there = set(self._registry.list())
         unfinished = {run.adapter for run in self._store.runs.unfinished()}
         for row in self._store.adapters.list():
-            if row.name not in there and row.state != "missing" and row.name not in unfinished:
+            if row.name not in there and row.state not in GONE and row.name not in unfinished:
                 self._store.adapters.set_state(row.name, "missing")
         serving = self._registry.current()
         last = self._store.adapters.switches(1)
@@ -80,7 +83,7 @@ class DroppedIn:
     def known(self, path: Path) -> bool:
         """Whether this very file has been judged, or belongs to a run that takes care of it."""
         row = self._store.adapters.get(self.name(path))
-        if row is None or row.state in ("candidate", "missing"):
+        if row is None or row.state == "candidate" or row.state in GONE:
             return False
         try:
             return row.sha256 == _sha256(path)
@@ -91,7 +94,7 @@ class DroppedIn:
         """Note that a file is gone; says whether it was in service."""
         name = self.name(path)
         row = self._store.adapters.get(name)
-        if row is not None and row.state != "missing":
+        if row is not None and row.state not in GONE:
             self._store.adapters.set_state(name, "missing")
         last = self._store.adapters.switches(1)
         return bool(last) and last[0].to == name
@@ -109,6 +112,13 @@ class DroppedIn:
         name = self.name(path)
         if self.known(path):
             return None
+        self.judging = name
+        try:
+            return self._judge_unknown(path, name, serving)
+        finally:
+            self.judging = None
+
+    def _judge_unknown(self, path: Path, name: str, serving: str | None) -> tuple[int, ...] | None:
         logger.info("%s was found in the directory of adapters; the gate looks at it", name)
         self._events.publish("adapter.considered", adapter=name)
         try:
@@ -136,6 +146,7 @@ class DroppedIn:
         if not report["passed"]:
             self._rejected(name, report["summary"])
             return None
+        self._events.publish("adapter.accepted", adapter=name)
         row_now = self._store.adapters.get(name)
         if row_now is not None and row_now.withdrawn is not None:
             logger.warning("%s passed, but is left to a person: %s", name, row_now.withdrawn)
@@ -165,16 +176,20 @@ class DroppedIn:
         state: AdapterState,
         report: dict[str, Any] | None,
     ) -> None:
+        known = self._store.adapters.get(name)
+        same = (
+            known if known is not None and known.sha256 == sha256 else None
+        )  # put back: where from is known
         self._store.adapters.upsert(
             AdapterRow(
                 name=name,
-                created=time.time(),
+                created=same.created if same else time.time(),
                 sha256=sha256,
                 size=size,
                 base_hash=meta.base_hash,
                 rank=meta.rank,
-                run_id=None,
-                parent=meta.parent,
+                run_id=same.run_id if same else None,
+                parent=same.parent if same else meta.parent,
                 state=state,
                 report=report,
             )

@@ -62,8 +62,26 @@ def ancestor(store: Store, serving: str | None) -> str | None:
     return serving
 
 
+def start(store: Store, serving: str | None, base_hash: str) -> str | None:
+    """What the next run goes on from: the adapter in service, or the newest of those that wait.
+
+    These were made while what is in service was pinned, each from the one before. What they learned is not
+    to be lost, nor learned twice.
+
+    Args:
+        store: where.
+        serving: the adapter in service; None for base.
+        base_hash: of the bundle in service.
+    """
+    newest, before = serving, ancestor(store, serving)
+    for name, parent in store.adapters.waiting(base_hash):
+        if parent == before:
+            newest = before = name
+    return newest
+
+
 def past(store: Store, serving: str | None) -> Past:
-    """What the next run builds on while that adapter is in service."""
+    """What a run builds on that goes on from that adapter."""
     runs: set[str] = set()
     whole, name = True, ancestor(store, serving)
     while name is not None:

@@ -1,13 +1,14 @@
 """A learning run from queue to verdict, such that it can be cut off at any line.
 
-    queued ─▶ training ─▶ gating ─▶ promoted | rejected
+    queued ─▶ training ─▶ gating ─▶ promoted | accepted | rejected
                  └────────┴──▶ failed | cancelled | parked
 
 What is known is in the store before the next thing happens, so `recover` can tell where a run was
 cut off. Training goes on from its checkpoint and the gate judges again, if all is as it was and this
 has not been tried too often; otherwise the run has died and its examples go back (see `retry.py`).
 After the verdict the run is finished forward: its adapter is put in place and in service, its
-examples are used.
+examples are used. If what is in service is pinned, the adapter is left waiting, accepted, and the next run
+grows from it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from typing import Any, Literal
 from appliance.adapters.file import read_adapter
 from appliance.adapters.registry import Registry
 from appliance.config import Config, TrainConfig
-from appliance.errors import AdapterInvalid, Conflict, InvalidRequest, NotFound, ShammahError, Unavailable
+from appliance.errors import (
+    AdapterInvalid,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    Pinned,
+    ShammahError,
+    Unavailable,
+)
 from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.backend import decided, trainer_program
@@ -37,8 +46,9 @@ from appliance.learning.child import (
 from appliance.learning.estimate import Estimate, Pace, gate_seconds, pace, recipe
 from appliance.learning.faults import Fault
 from appliance.learning.judge import Judge
+from appliance.learning.pin import load_pin
 from appliance.learning.progress import RunProgress, Tracker, Watch
-from appliance.learning.replay import ancestor, count_new, past
+from appliance.learning.replay import ancestor, count_new, past, start
 from appliance.learning.resumption import Resumption
 from appliance.learning.retry import (
     MEMORY,
@@ -149,7 +159,7 @@ class Runner:
             for other in self._store.runs.unfinished():
                 raise Conflict(f"{other.id} was cut off and is ended first; try again in a minute.")
             attempt = retry.attempt if retry else 1
-            run = self._store.runs.create(trigger, len(ids), self._registry.current(), attempt)
+            run = self._store.runs.create(trigger, len(ids), self._start(), attempt)
             held = self._store.examples.hold(run.id, ids)
             if not held:
                 raise Conflict("The queue changed just now; try again.")
@@ -171,7 +181,7 @@ class Runner:
         known = self._pace(settings)
         if known is None:
             return None
-        repeated = past(self._store, self._registry.current()).count(examples, 0, settings)
+        repeated = past(self._store, self._start()).count(examples, 0, settings)
         return known.estimate(examples + repeated)
 
     @property
@@ -363,7 +373,7 @@ class Runner:
             return ended
         self._tracker.enter(run.id, "switching")
         serving = self._registry.current()
-        if serving not in (run.parent, name):
+        if serving != name and self._start() != run.parent:
             # Somebody switched meanwhile, and meant it. The examples are learned anew from there.
             self._store.adapters.set_state(name, "rejected")
             reason = (
@@ -372,15 +382,13 @@ class Runner:
             return self._give_back(run, "rejected", reason, again=True)
         try:
             self._promote(name, f"learned from {_chosen(run)} examples", tuple(report["fingerprint"]))
+        except Pinned:
+            told = "It passed every check, and waits for you: what is in service is pinned."
+            return self._learned(run, "accepted", told)
         except ShammahError as error:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be switched to: {error.message}")
-        with self._store.transaction():
-            self._store.examples.mark_used(run.id)
-            save_retry(self._store.settings, None)
-            run = end_run(self._store, run, "promoted", report["summary"])
-        self._tell(run)
-        return run
+        return self._learned(run, "promoted", report["summary"])
 
     def _canary(self, run: Run, name: str) -> Run | None:
         """Let the adapter answer a share of the requests first.
@@ -389,15 +397,16 @@ class Runner:
             The run, if it goes no further: rejected, cancelled, or left to the next start.
         """
         share, answers = self._config.gate.canary_share, self._config.gate.canary_answers
-        if not share or self._registry.current() != run.parent:
+        before = self._registry.current()
+        if not share or before == name or self._start() != run.parent or self._pinned():
             return None
 
         def over() -> bool:
-            return self._child.stopped or self._registry.current() != run.parent
+            return self._child.stopped or self._registry.current() != before or self._pinned()
 
         self._tracker.enter(run.id, "canary")
         try:
-            fault = self._try_out(name, run.parent, over, lambda count: self._tracker.advance(count, answers))
+            fault = self._try_out(name, before, over, lambda count: self._tracker.advance(count, answers))
         except ShammahError as error:
             self._store.adapters.set_state(name, "rejected")
             return self._give_back(run, "failed", f"It could not be tried out: {error.message}")
@@ -429,6 +438,15 @@ class Runner:
         candidate.unlink(missing_ok=True)
 
     # -- the ends -----------------------------------------------------------------------------
+
+    def _learned(self, run: Run, state: Literal["promoted", "accepted"], reason: str) -> Run:
+        """What it was given has been learned, be it in service or waiting."""
+        with self._store.transaction():
+            self._store.examples.mark_used(run.id)
+            save_retry(self._store.settings, None)
+            run = end_run(self._store, run, state, reason)
+        self._tell(run)
+        return run
 
     def _give_back(
         self,
@@ -462,6 +480,13 @@ class Runner:
         self._child = Child(self._yielding, self._tracker.pause)
         if self._closing:  # `close` may have stopped the one before
             self._child.stop()
+
+    def _start(self) -> str | None:
+        """What a run begun now goes on from; None for base."""
+        return start(self._store, self._registry.current(), self._bundle.manifest.base_hash)
+
+    def _pinned(self) -> bool:
+        return load_pin(self._store.settings) is not None
 
     def _settings(self) -> TrainConfig:
         """Of the next run."""

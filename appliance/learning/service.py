@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from appliance.adapters.registry import Registry
 from appliance.adapters.watcher import AdapterWatcher
 from appliance.config import Config
 from appliance.engine.engine import Engine
-from appliance.errors import Conflict, InvalidRequest, ShammahError
+from appliance.errors import Conflict, InvalidRequest, Pinned, ShammahError
 from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.batch import read_frozen
@@ -25,6 +26,8 @@ from appliance.learning.estimate import Estimate
 from appliance.learning.faults import Fault
 from appliance.learning.forget import Foreseen, Forgotten, Wish, finish_forgetting, foresee, forget
 from appliance.learning.guard import Deferral, check_resources
+from appliance.learning.intake import take_in
+from appliance.learning.pin import Pin, load_pin
 from appliance.learning.probation import Probation, load_probation
 from appliance.learning.progress import RunProgress
 from appliance.learning.retry import again, load_retry
@@ -42,7 +45,7 @@ logger = logging.getLogger(__name__)
 RECOVER_SECONDS = 30.0
 """A run that could not be finished (a full disk) is taken up again after this."""
 
-ENDED = frozenset({"promoted", "rejected", "failed", "cancelled", "parked"})
+ENDED = frozenset({"promoted", "accepted", "rejected", "failed", "cancelled", "parked"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class LearningStatus:
         last_run: the last one that ended.
         review: critiques that wait for a person.
         probation: the adapter in service that has to prove itself, if it has to.
+        pin: set while only a person switches.
+        judging: the adapter, dropped in or uploaded, that the gate is looking at.
     """
 
     enabled: bool
@@ -74,6 +79,8 @@ class LearningStatus:
     last_run: Run | None
     review: int
     probation: Probation | None
+    pin: Pin | None
+    judging: str | None
 
 
 class Learning:
@@ -100,6 +107,7 @@ class Learning:
         self._config = config
         self._store = store
         self._registry = registry
+        self._manifest = bundle.manifest
         self._switch = switch
         self._events = events
         self.canary = Canary(config, store, engine, events)
@@ -238,7 +246,53 @@ class Learning:
             last_run=last,
             review=examples.review_count(),
             probation=load_probation(self._store.settings),
+            pin=load_pin(self._store.settings),
+            judging=self._dropped.judging,
         )
+
+    def take_in(self, file: Path, actor: str) -> str:
+        """Add an adapter that a person gives; the gate then looks at it as at one dropped in. Blocking.
+
+        Args:
+            file: on the file system of the adapters; it is moved. Its name is what the adapter is called,
+                if that can be had.
+            actor: who gives it.
+
+        Returns:
+            What it is called.
+
+        Raises:
+            AdapterInvalid: it is damaged, or made for something else.
+            Conflict: it is there already, or it learned from what has been forgotten.
+            StorageFull: there is no room for it.
+        """
+        name = take_in(self._store, self._registry, self._manifest, file, actor)
+        self._events.publish("adapter.uploaded", adapter=name, actor=actor)
+        return name
+
+    async def remove(self, name: str, actor: str) -> None:
+        """Delete an adapter's file; what is known of it stays, as history.
+
+        Raises:
+            NotFound: there is no such file.
+            Conflict: it is in service, or a run or the gate needs it.
+        """
+        await self._switch.remove(name, actor, self._unused)
+
+    @contextmanager
+    def _unused(self, name: str) -> Iterator[None]:
+        """Nothing here needs that adapter, and no run begins meanwhile."""
+        with self._lock:
+            for run in self._store.runs.unfinished():
+                if name in (run.adapter, run.parent):
+                    what = "made it" if name == run.adapter else "grows from it"
+                    raise Conflict(
+                        f"{run.id} {what}, and has not ended. Wait for it or stop it, then delete {name}.",
+                        param="name",
+                    )
+            if name == self._dropped.judging:
+                raise Conflict(f"{name} is being checked. Delete it when that has ended.", param="name")
+            yield
 
     async def forget(self, wish: Wish, actor: str) -> Forgotten:
         """Forget examples, and on request what was learned from them; see `learning/forget.py`.
@@ -326,7 +380,10 @@ class Learning:
     def _judge_dropped(self, path: Path, fresh: bool) -> None:
         fingerprint = self._dropped.judge(path, self._switch.serving)
         if fingerprint is not None and fresh:
-            self._promote(self._dropped.name(path), "dropped into the directory", fingerprint)
+            try:
+                self._promote(self._dropped.name(path), "dropped into the directory", fingerprint)
+            except Pinned as pinned:
+                logger.info("%s", pinned.message)
 
     def _carry_out(self, run: Run) -> None:
         try:

@@ -6,20 +6,23 @@ changed. If the link or the store then fail, the engine is given the old one bac
 leaves `current` at the old one: whatever brought the box down is not served after the restart.
 
 What the box puts in service by itself is on probation (see `learning/watch.py`); what a person puts
-there is not, and stays.
+there is not, and stays. What a person has pinned (see `learning/pin.py`) only a person replaces.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
-from appliance.errors import AdapterInvalid, Conflict, NotFound, ShammahError
+from appliance.errors import AdapterInvalid, Conflict, NotFound, Pinned, ShammahError
 from appliance.events import EventBus
+from appliance.learning.pin import Pin, load_pin, save_pin
 from appliance.learning.probation import Probation, begin_probation, load_probation, save_probation
 from appliance.store import Store
 from appliance.store.adapters import Switch as Past
@@ -84,12 +87,17 @@ class Switch:
             NotFound: there is no such adapter.
             AdapterInvalid: its file is damaged.
             Conflict: the gate has not passed it; or it was withdrawn, and no person asks for it.
+            Pinned: no person asks for it, and what is in service is pinned.
             Unavailable: the engine could not take it; the old one goes on.
             StorageFull: likewise.
         """
-        await _finish(
-            self._locked(lambda: self._promote(name, reason, actor, fingerprint, probation_minutes))
-        )
+
+        async def unless_pinned() -> None:
+            if actor == APPLIANCE and name != self._engine.adapter and await self._pinned():
+                raise Pinned(f"What is in service is pinned: {name or 'base'} waits for a person.")
+            await self._promote(name, reason, actor, fingerprint, probation_minutes)
+
+        await _finish(self._locked(unless_pinned))
 
     async def rollback(
         self, actor: str, *, reason: str = "rolled back", skip: Collection[str] = ()
@@ -117,13 +125,72 @@ class Switch:
             settle: writes to the store what follows from that, in the transaction of the switch.
 
         Returns:
-            Whether that was done; not if the probation has ended meanwhile: a person was faster.
+            Whether that was done; not if the probation has ended meanwhile, or the adapter has been
+            pinned: a person was faster.
 
         Raises:
             Unavailable: the engine could not go back; the adapter goes on.
             StorageFull: likewise.
         """
         return await _finish(self._locked(lambda: self._withdraw(probation, settle)))
+
+    async def pin(self, name: str | None, actor: str) -> None:
+        """Let only persons switch from now on. An adapter on probation stays on it, but is only warned of.
+
+        Args:
+            name: what is in service, to the knowledge of who asks; None for base.
+            actor: who asks.
+
+        Raises:
+            Conflict: something else is in service by now.
+        """
+
+        async def act() -> None:
+            if name != self._engine.adapter:
+                raise Conflict(
+                    f"{self._engine.adapter or 'The base model'} is in service by now. Look again, and pin "
+                    "that if you want it.",
+                    param="name",
+                )
+            if not await self._pinned():
+                await asyncio.to_thread(self._set_pin, Pin(time.time()), actor)
+
+        await _finish(self._locked(act))
+
+    async def unpin(self, actor: str) -> None:
+        """Let the box switch by itself again. Fine when nothing is pinned."""
+
+        async def act() -> None:
+            if await self._pinned():
+                await asyncio.to_thread(self._set_pin, None, actor)
+
+        await _finish(self._locked(act))
+
+    async def remove(
+        self, name: str, actor: str, unused: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        """Delete an adapter's file; what is known of it stays, as history.
+
+        Args:
+            name: the adapter.
+            actor: who asks.
+            unused: keeps the learning room from taking it up meanwhile, or raises when it has.
+
+        Raises:
+            NotFound: there is no such file.
+            Conflict: it is in service, or a run or the gate needs it.
+        """
+
+        async def act() -> None:
+            if name in (self._engine.adapter, await asyncio.to_thread(self._registry.current)):
+                raise Conflict(
+                    f"{name} is in service. Put another adapter or the base model in service first.",
+                    param="name",
+                )
+            await asyncio.to_thread(self._remove, name, actor, unused)
+            self._events.publish("adapter.deleted", adapter=name, actor=actor)
+
+        await _finish(self._locked(act))
 
     async def previous(self) -> str | None:
         """What `rollback` would lead to.
@@ -143,6 +210,8 @@ class Switch:
         return name
 
     async def _withdraw(self, probation: Probation, settle: Callable[[], None]) -> bool:
+        if await self._pinned():
+            return False
         if await asyncio.to_thread(load_probation, self._store.settings) != probation:
             return False
         if self._engine.adapter == probation.adapter:
@@ -167,6 +236,8 @@ class Switch:
         def follow() -> None:
             if adapter is not None and actor != APPLIANCE:
                 self._store.adapters.reinstate(adapter.sha256)
+            if adapter is not None:
+                self._store.adapters.put_in_service(adapter.name)
             if adapter is not None and probation_minutes:
                 replaced = self._store.adapters.switches(1)[0].from_
                 begin_probation(
@@ -213,6 +284,25 @@ class Switch:
         if row.withdrawn is not None and actor == APPLIANCE:
             raise Conflict(f"{name} was withdrawn: {row.withdrawn}", param="name")
         return adapter
+
+    async def _pinned(self) -> bool:
+        return await asyncio.to_thread(load_pin, self._store.settings) is not None
+
+    def _set_pin(self, pin: Pin | None, actor: str) -> None:
+        serving = self._engine.adapter
+        with self._store.transaction():
+            save_pin(self._store.settings, pin)
+            self._store.audit.add(actor, "adapter.pin" if pin else "adapter.unpin", {"adapter": serving})
+        self._events.publish("adapter.pinned" if pin else "adapter.unpinned", adapter=serving, actor=actor)
+
+    def _remove(self, name: str, actor: str, unused: Callable[[str], AbstractContextManager[None]]) -> None:
+        with unused(name):
+            # In this order: what a crash in between leaves is found missing at the next start.
+            self._registry.remove(name)
+            with self._store.transaction():
+                if self._store.adapters.get(name) is not None:
+                    self._store.adapters.set_state(name, "deleted")
+                self._store.audit.add(actor, "adapter.delete", {"adapter": name})
 
     def _end_probation(self, follow: Callable[[], None], kept_by: str | None = None) -> None:
         with self._store.transaction():

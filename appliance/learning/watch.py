@@ -3,7 +3,8 @@
 Three things can bring it down: people like its answers less than those of the one before (see
 `ratings.py`); the questions it answered in the gate are not answered by the session that serves (see
 `recheck.py`); the engine fails on it. The verdict is stored before anything is done about it, and what
-follows is stored with the switch in one transaction, so the power may go at any line.
+follows is stored with the switch in one transaction, so the power may go at any line. While the adapter
+is pinned the owner is told, and nothing is done.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from appliance.engine.engine import Engine
 from appliance.errors import Busy, ShammahError, Unavailable
 from appliance.events import Event, EventBus
 from appliance.learning.faults import Fault, engine_fault, rating_fault
+from appliance.learning.pin import load_pin
 from appliance.learning.probation import Probation, load_probation, save_probation
 from appliance.learning.recheck import find_lost
 from appliance.learning.retry import give_back
@@ -107,7 +109,12 @@ class Watch:
             probation = replace(probation, failed=fault.reason, failed_by=fault.by)
             if not await asyncio.to_thread(self._keep, probation):
                 return
-        await self._withdraw(probation)
+            if await asyncio.to_thread(load_pin, self._store.settings) is not None:
+                logger.warning("%s would be rolled back, but is pinned: %s", probation.adapter, fault.reason)
+                told = {"adapter": probation.adapter, "by": fault.by, "reason": fault.reason}
+                self._events.publish("adapter.doubted", **told)
+        if await asyncio.to_thread(load_pin, self._store.settings) is None:
+            await self._withdraw(probation)
 
     def _nudge(self) -> None:
         self._count_at = 0.0

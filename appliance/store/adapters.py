@@ -13,7 +13,7 @@ from appliance.errors import NotFound
 from appliance.store.db import Database
 from appliance.store.rows import from_json, to_json
 
-AdapterState = Literal["candidate", "accepted", "rejected", "missing"]
+AdapterState = Literal["candidate", "accepted", "rejected", "missing", "deleted"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class AdapterRow:
         base_hash: the bundle it belongs to.
         run_id: the run that made it; None for a file a person put there.
         parent: the adapter it was trained from.
+        state: the gate's verdict; "missing" and "deleted" say that there is no file any more, and in the
+            second case that the owner wanted it so.
         report: the gate's report.
         withdrawn: why the box took a file of this content out of service by itself; it does not put it
             in again, but a person may.
@@ -55,6 +57,7 @@ class Switch:
 
 
 AdapterRows: TypeAlias = list[AdapterRow]
+Waiting: TypeAlias = list[tuple[str, str | None]]
 Switches: TypeAlias = list[Switch]
 
 _OWN = [name for name in AdapterRow.__dataclass_fields__ if name != "withdrawn"]
@@ -92,9 +95,10 @@ class Adapters:
         row = self._db.one(f"{_SELECT} WHERE name = ?", (name,))
         return None if row is None else _row(row)
 
-    def list(self) -> AdapterRows:
-        """All adapters, newest first."""
-        rows = self._db.all(f"{_SELECT} ORDER BY created DESC, name DESC")
+    def list(self, *, reports: bool = True) -> AdapterRows:
+        """All adapters, newest first; without their reports, which are long, when these are not wanted."""
+        select = _SELECT if reports else _SELECT.replace("report", "NULL AS report", 1)
+        rows = self._db.all(f"{select} ORDER BY created DESC, name DESC")
         return [_row(row) for row in rows]
 
     def accepted(self, base_hash: str, limit: int, also: Iterable[str] = ()) -> AdapterRows:
@@ -114,6 +118,37 @@ class Adapters:
             "SELECT base_hash, count(*) FROM adapters WHERE state != 'missing' GROUP BY base_hash"
         )
         return {str(base): int(count) for base, count in rows}
+
+    def of_content(self, sha256: str) -> AdapterRows:
+        """Those whose file has, or had, that content; newest first."""
+        rows = self._db.all(f"{_SELECT} WHERE sha256 = ? ORDER BY created DESC", (sha256,))
+        return [_row(row) for row in rows]
+
+    def waiting(self, base_hash: str) -> Waiting:
+        """Name and parent of those that runs made and left waiting, oldest first.
+
+        Args:
+            base_hash: of the bundle they have to fit.
+        """
+        rows = self._db.all(
+            "SELECT a.name, a.parent FROM runs r JOIN adapters a ON a.name = r.adapter AND a.run_id = r.id"
+            " WHERE r.state = 'accepted' AND a.state = 'accepted' AND a.base_hash = ?"
+            " AND a.sha256 NOT IN (SELECT sha256 FROM withdrawn) ORDER BY r.seq",
+            (base_hash,),
+        )
+        return [(row["name"], row["parent"]) for row in rows]
+
+    def put_in_service(self, name: str) -> None:
+        """Note that this one waits no longer, nor what it grew from: what they learned is in service."""
+        with self._db.transaction("runs") as tx:
+            tx.execute(
+                "WITH RECURSIVE line (name, run_id, parent) AS ("
+                " SELECT name, run_id, parent FROM adapters WHERE name = ?"
+                " UNION SELECT a.name, a.run_id, a.parent FROM adapters a JOIN line ON a.name = line.parent)"
+                " UPDATE runs SET state = 'promoted' WHERE state = 'accepted'"
+                " AND id IN (SELECT run_id FROM line)",
+                (name,),
+            )
 
     def set_state(self, name: str, state: AdapterState, report: dict[str, Any] | None = None) -> None:
         """Record a verdict; without a report the earlier one stays.

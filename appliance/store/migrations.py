@@ -267,6 +267,23 @@ STEPS: tuple[tuple[str, ...], ...] = (
         WHERE conversation IS NOT NULL
         """,
     ),
+    # 9: the pin, and deleting adapters: what a run made may be accepted and wait, and an adapter may be gone
+    # by the owner's wish. The CHECKs are changed in the schema's own text, as SQLite's manual describes it
+    # (`runs` cannot be made anew while examples refer to it). The index, by which an upload is recognised,
+    # also tells other connections that the schema is another.
+    (
+        "PRAGMA writable_schema = ON",
+        """
+        UPDATE sqlite_schema SET sql = replace(sql, '''promoted'', ', '''promoted'', ''accepted'', ')
+        WHERE type = 'table' AND name = 'runs'
+        """,
+        """
+        UPDATE sqlite_schema SET sql = replace(sql, '''missing''', '''missing'', ''deleted''')
+        WHERE type = 'table' AND name = 'adapters'
+        """,
+        "CREATE INDEX adapters_sha256 ON adapters (sha256)",
+        "PRAGMA writable_schema = RESET",
+    ),
 )
 
 

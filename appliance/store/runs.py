@@ -12,7 +12,9 @@ from appliance.errors import NotFound
 from appliance.store.db import Database
 from appliance.store.rows import from_json, to_json, update_row
 
-RunState = Literal["queued", "training", "gating", "promoted", "rejected", "failed", "cancelled", "parked"]
+RunState = Literal[
+    "queued", "training", "gating", "promoted", "accepted", "rejected", "failed", "cancelled", "parked"
+]
 RUN_STATES: tuple[RunState, ...] = get_args(RunState)
 Trigger = Literal["threshold", "timeout", "person", "retry"]
 
@@ -23,6 +25,7 @@ class Run:
 
     Attributes:
         id: `run_<UTC time>`; also the name of its directory under `runs/`.
+        state: "accepted" when its adapter passed the gate and waits, because what is in service is pinned.
         examples: how many it was given.
         adapter: the file it produced, if it did.
         parent: the adapter it started from.

@@ -128,3 +128,16 @@ def test_validate(shammah: Shammah, boxed: Home) -> None:
     assert done.returncode == 1
     assert "cut.safetensors is not a whole" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_pin_and_unpin(shammah: Shammah, boxed: Home) -> None:
+    assert shammah("adapters", "promote", "adapter_one").returncode == 0
+    assert shammah("adapters", "pin").stdout == "Pinned: adapter_one.\n"
+    assert "What is in service is pinned" in shammah("adapters", "list").stdout
+    assert json.loads(shammah("adapters", "list", "--json").stdout)["pinned"] is True
+    assert shammah("adapters", "promote", "base").returncode == 0  # the owner switches all the same
+    assert "Not pinned" in shammah("adapters", "unpin").stdout
+    assert json.loads(shammah("adapters", "list", "--json").stdout)["pinned"] is False
+    store = Store.open(boxed)
+    assert {"adapter.pin", "adapter.unpin"} <= {entry.action for entry in store.audit.list()}
+    store.close()
