@@ -76,8 +76,6 @@ class TestWithoutPassword:
             ("/playground/feedback", {"completion_id": "chatcmpl-none", "rating": "up"}, "not kept any more"),
             ("/review", {"id": "ex_none", "decision": "accept"}, "ex_none"),
             ("/review", {"id": "ex_none", "decision": "forget"}, "ex_none"),
-            ("/playground/ask", {"message": "  "}, "Write a message first"),
-            ("/playground/ask", {"message": "x" * 20_001}, "longer than 20,000"),
             ("/runs/cancel", {}, ""),
             ("/adapters/rollback", {}, ""),
         ],
