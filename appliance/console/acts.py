@@ -54,6 +54,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "backup.restored": lambda d: "Put a backup in place",
     "console.backup.created": lambda d: f"Made {d.get('name')}",
     "console.backup.downloaded": lambda d: f"Downloaded {d.get('name')}",
+    "console.backup.uploaded": lambda d: f"Uploaded {d.get('name')}",
     "console.backup.deleted": lambda d: f"Deleted {d.get('name')}",
     "console.backup.staged": lambda d: f"Got {d.get('name')} ready to be put back",
     "console.backup.cancelled": lambda d: "Decided not to restore",

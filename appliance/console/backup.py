@@ -13,10 +13,13 @@ from sanic.response import file_stream
 from appliance.backup import archive, restore
 from appliance.console.actions import OWNER, audit
 from appliance.console.render import back, form_field, page
+from appliance.console.upload import received_file
 from appliance.errors import ShammahError
 from appliance.home import Home
 
 PATH = "/backup"
+UPLOAD_LIMIT = 20_000_000_000
+"""Bytes. The disk ends it before; the figure is there so that something does."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def add_routes(blueprint: Blueprint) -> None:
     blueprint.add_route(show, PATH, methods=["GET"], name="backup")
     blueprint.add_route(make, f"{PATH}/make", methods=["POST"], name="backup_make")
     blueprint.add_route(fetch, f"{PATH}/file/<name:str>", methods=["GET"], name="backup_file")
+    blueprint.add_route(bring, f"{PATH}/bring", methods=["POST"], name="backup_bring", stream=True)
     blueprint.add_route(delete, f"{PATH}/delete", methods=["POST"], name="backup_delete")
     blueprint.add_route(confirm, f"{PATH}/restore/<name:str>", methods=["GET"], name="backup_confirm")
     blueprint.add_route(put_back, f"{PATH}/restore", methods=["POST"], name="backup_restore")
@@ -89,6 +93,19 @@ async def fetch(request: Request, name: str) -> HTTPResponse:
     await audit(request, "backup.downloaded", name=name)
     response: HTTPResponse = await file_stream(path, mime_type="application/gzip", filename=name)  # type: ignore[assignment]
     return response
+
+
+async def bring(request: Request) -> HTTPResponse:
+    """Take in a backup that was kept elsewhere; it is only put among the others."""
+    home = request.app.ctx.home
+    try:
+        await asyncio.to_thread(home.backups.mkdir, exist_ok=True, mode=0o700)
+        async with received_file(request, home.backups, UPLOAD_LIMIT, lambda given: "draft.tar.gz") as draft:
+            brought = await asyncio.to_thread(archive.adopt, home, draft)
+    except ShammahError as error:
+        return back(request, error.message, "bad", PATH)
+    await audit(request, "backup.uploaded", name=brought.name)
+    return back(request, "The backup is here, and is whole. Restore it when you like.", to=PATH)
 
 
 async def delete(request: Request) -> HTTPResponse:

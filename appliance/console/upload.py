@@ -13,8 +13,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
 
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from sanic import Request
 from sanic.headers import parse_content_header
 
@@ -24,7 +24,6 @@ from appliance.files import storage_errors
 PREFIX = ".upload-"
 LEFTOVER_SECONDS = 6 * 3600.0
 """A directory of an upload that is older was left behind by a crash."""
-_HEAD_LIMIT = 8192
 _WRITE_BYTES = 1 << 18
 
 
@@ -62,95 +61,65 @@ async def _receive(request: Request, directory: Path, limit: int, name: Callable
     boundary = str(parameters.get("boundary", ""))
     if kind != "multipart/form-data" or not boundary:
         raise InvalidRequest("This is not a form with a file.")
-    source = _Source(request, b"\r\n--" + boundary.encode())
-    await source.skip_to_boundary()
-    while (head := await source.head()) is not None:
-        given = _file_name(head)
-        if not given:
-            await source.skip_to_boundary()
-            continue
-        path = directory / name(given)
-        with path.open("wb") as file:
-            await _store(source, file, limit, given)
-        async for _ in request.stream:  # type: ignore[union-attr]
-            pass
-        return path
-    raise InvalidRequest("Choose a file first.")
+    assert request.stream is not None
+    file: _File | None = None
+    try:
+        with PushMultipartParser(boundary) as parser:
+            async for chunk in request.stream:  # type: ignore[attr-defined]
+                for piece in parser.parse(chunk):
+                    if isinstance(piece, MultipartSegment):
+                        # Only the first file counts; a field without a name is a choice not made.
+                        if file is None and piece.filename:
+                            file = _File(directory / name(piece.filename), piece.filename, limit)
+                    elif piece is None:
+                        if file is not None:
+                            file.complete = True
+                    elif file is not None and not file.complete:
+                        await file.add(piece)
+    except MultipartError as error:
+        raise InvalidRequest("The file was cut off on its way. Try again.") from error
+    if file is None:
+        raise InvalidRequest("Choose a file first.")
+    await file.flush()
+    return file.path
 
 
-async def _store(source: _Source, file: BinaryIO, limit: int, given: str) -> None:
-    size, waiting = 0, bytearray()
+class _File:
+    """A file that comes in pieces, written in larger ones."""
 
-    def write() -> None:
-        with storage_errors(given):
-            file.write(waiting)
+    def __init__(self, path: Path, given: str, limit: int) -> None:
+        self.path = path
+        self.complete = False
+        self._given, self._limit = given, limit
+        self._size, self._waiting = 0, bytearray()
 
-    async for piece in source.part():
-        size += len(piece)
-        if size > limit:
-            raise InvalidRequest(f"{given} is larger than {limit // 1_000_000} MB.")
-        waiting += piece
-        if len(waiting) >= _WRITE_BYTES:
-            await asyncio.to_thread(write)
-            waiting.clear()
-    await asyncio.to_thread(write)
+    async def add(self, piece: bytes | bytearray) -> None:
+        """Take the next piece.
 
+        Raises:
+            InvalidRequest: it is too much.
+            StorageFull: there is no room for it.
+        """
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise InvalidRequest(f"{self._given} is larger than {self._limit // 1_000_000} MB.")
+        self._waiting += piece
+        if len(self._waiting) >= _WRITE_BYTES:
+            await self.flush()
 
-class _Source:
-    """A multipart body, read from beginning to end."""
+    async def flush(self) -> None:
+        """Write what waits.
 
-    def __init__(self, request: Request, boundary: bytes) -> None:
-        assert request.stream is not None
-        self._stream: Any = request.stream
-        self._boundary = boundary
-        self._buffer = bytearray(b"\r\n")  # before the first boundary there need not be one
+        Raises:
+            StorageFull: there is no room for it.
+        """
 
-    async def _more(self) -> None:
-        data = await self._stream.read() if self._stream.request_body else None
-        if not data:
-            raise InvalidRequest("The file was cut off on its way. Try again.")
-        self._buffer += data
+        def write() -> None:
+            with storage_errors(self._given), self.path.open("ab") as file:
+                file.write(self._waiting)
 
-    async def skip_to_boundary(self) -> None:
-        """Go to right behind the next boundary."""
-        async for _ in self.part():
-            pass
-
-    async def head(self) -> str | None:
-        """The headers of the part that begins here; None behind the last."""
-        while len(self._buffer) < 2:
-            await self._more()
-        if self._buffer.startswith(b"--"):
-            return None
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            if len(self._buffer) > _HEAD_LIMIT:
-                raise InvalidRequest("This is not a form with a file.")
-            await self._more()
-        head = self._buffer[2:end].decode(errors="replace")
-        del self._buffer[: end + 4]
-        return head
-
-    async def part(self) -> AsyncIterator[bytes]:
-        """What comes until the next boundary, which is read too."""
-        keep = len(self._boundary) - 1
-        while (end := self._buffer.find(self._boundary)) < 0:
-            if len(self._buffer) > keep:
-                piece = bytes(self._buffer[:-keep])
-                del self._buffer[:-keep]
-                yield piece
-            await self._more()
-        piece = bytes(self._buffer[:end])
-        del self._buffer[: end + len(self._boundary)]
-        yield piece
-
-
-def _file_name(head: str) -> str:
-    """What a part's file is called; empty when it is no file, or none was chosen."""
-    for line in head.split("\r\n"):
-        key, _, value = line.partition(":")
-        if key.strip().lower() == "content-disposition":
-            return str(parse_content_header(value.strip())[1].get("filename", ""))
-    return ""
+        await asyncio.to_thread(write)
+        self._waiting.clear()
 
 
 def _directory(near: Path) -> Path:

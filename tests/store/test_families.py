@@ -39,7 +39,7 @@ def test_runs(store: Store) -> None:
     assert [run.id for run in store.runs.list(2, state="queued")] == [runs[2].id, runs[1].id]
     assert [run.id for run in store.runs.list(2, 1, "queued")] == [runs[1].id]
     counts = store.runs.counts()
-    assert (counts["queued"], counts["promoted"], counts["parked"], len(counts)) == (2, 1, 0, 8)
+    assert (counts["queued"], counts["promoted"], counts["parked"], len(counts)) == (2, 1, 0, 9)
     for bad in (lambda: store.runs.get("run_x"), lambda: store.runs.update("run_x", state="failed")):
         with pytest.raises(NotFound):
             bad()
