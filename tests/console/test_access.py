@@ -9,7 +9,6 @@ import pytest
 from browsing import opened
 from daemons import Daemon, StartDaemon
 
-from appliance.store.examples import NewExample
 from appliance.store.owner import create_session, set_password
 
 PASSWORD = "correct horse battery"
@@ -74,8 +73,6 @@ class TestWithoutPassword:
             ("/adapters/promote", {"name": "../../etc/passwd"}, "passwd"),
             ("/adapters/promote", {}, "Name the adapter"),
             ("/playground/feedback", {"completion_id": "chatcmpl-none", "rating": "up"}, "not kept any more"),
-            ("/review", {"id": "ex_none", "decision": "accept"}, "ex_none"),
-            ("/review", {"id": "ex_none", "decision": "forget"}, "ex_none"),
             ("/runs/cancel", {}, ""),
             ("/adapters/rollback", {}, ""),
         ],
@@ -89,17 +86,6 @@ class TestWithoutPassword:
         assert "flash-bad" in after.text
         assert message in after.text
         assert "flash-bad" not in client.get("/").text
-
-    def test_a_draft_is_forgotten(self, daemon: Daemon, client: httpx.Client) -> None:
-        messages = [{"role": "user", "content": "Where is the spare key?"}]
-        new = NewExample("critique", "Where is the spare key?", "Here.", None, 10.0, messages, state="review")
-        with opened(daemon.home) as store:
-            example = store.examples.add(new)
-        assert 'value="forget"' in client.get("/review").text
-        response = client.post("/review", data={"id": example.id, "decision": "forget"})
-        assert "its text is on this box no more" in client.get(response.headers["Location"]).text
-        with opened(daemon.home) as store:
-            assert store.examples.count() == 0
 
 
 @pytest.fixture(scope="module")
