@@ -26,6 +26,7 @@ CHARTED = 60
 FILTERS: tuple[tuple[RunState | None, str], ...] = (
     (None, "All"),
     ("promoted", "Promoted"),
+    ("accepted", "Accepted"),
     ("rejected", "Rejected"),
     ("failed", "Failed"),
     ("cancelled", "Cancelled"),

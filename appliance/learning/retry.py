@@ -205,11 +205,11 @@ def again(store: Store, run: Run, given: Iterable[str]) -> Retry:
         given: ids of the examples it was given; those it has parked are found without.
 
     Raises:
-        Conflict: it has not ended, or was promoted.
+        Conflict: it has not ended, or did succeed.
         InvalidRequest: none of its examples waits any more.
     """
     if run.state not in UNSUCCESSFUL:
-        problem = "was promoted: there is nothing to retry" if run.state == "promoted" else "has not ended"
+        problem = "has not ended" if run.ended is None else f"was {run.state}: there is nothing to try again"
         raise Conflict(f"{run.id} {problem}.")
     ids = store.examples.waiting(given, run.id)
     if not ids:

@@ -25,7 +25,7 @@ from appliance.store.examples import NewExample
 from appliance.store.runs import Run
 
 OpenPage = Callable[..., Page]
-ENDS = ("promoted", "rejected", "failed", "cancelled", "parked")
+ENDS = ("promoted", "rejected", "failed", "cancelled", "parked", "accepted")
 MANY = 1000
 STEPS = 900
 

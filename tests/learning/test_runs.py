@@ -417,6 +417,9 @@ async def test_what_cannot_be_tried_again(home: Home, bundle: Bundle, tmp_path: 
         with pytest.raises(Conflict, match="has not ended"):
             box.learning.retry(run.id)
         box.store.examples.park(run.id)
+        box.store.runs.update(run.id, state="accepted", ended=time.time())  # it passed, but no run may switch
+        with pytest.raises(Conflict, match="was accepted"):
+            box.learning.retry(run.id)
         box.store.runs.update(run.id, state="parked")
         # Nothing to spare now: nothing is half done.
         demand = box.config.resources.model_copy(update={"min_free_disk_mb": 10**9})
