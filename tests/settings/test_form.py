@@ -87,7 +87,7 @@ def _keeps_a_section(source: Path) -> frozenset[str]:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Attribute):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Attribute) for target in targets):
+            if "config" in ast.unparse(node.value) and any(isinstance(at, ast.Attribute) for at in targets):
                 kept.add(node.value.attr)
     return frozenset(kept & set(Config.model_fields))
 
@@ -150,7 +150,7 @@ def _other(key: Key) -> str:
         return next(choice for choice in key.choices if choice != key.default)
     if key.kind == "text":
         return {"server.bind": "127.0.0.1:1", "model.name": "other"}.get(key.name, key.example or "other")
-    nearer = [key.default + 1, key.default - 1, key.default / 2 + 0.001]
+    nearer = [key.default + 1, key.default - 1, key.default * 0.9 + 0.001]
     fits = (as_text(value) for value in nearer if key.kind == "number" or isinstance(value, int))
     for text in fits:
         with contextlib.suppress(InvalidSettings):
