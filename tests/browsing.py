@@ -51,6 +51,10 @@ def check_sound(page: Page, name: str) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            # Colours that are inherited follow the scheme one after the other.
+            page.evaluate(
+                "async () => { while (document.getAnimations().length) await new Promise(requestAnimationFrame) }"
+            )
             where = f"{name}-{size[0]}-{scheme}"
             page.evaluate(SETTLED)
             found = violations(page)

@@ -160,10 +160,14 @@ class SettingsEditor:
         Raises:
             InvalidSettings: under "text", every problem of it with its line; or the box would not start.
             Conflict: the file has changed since.
+            InvalidRequest: it is the same text.
             StorageFull: there is no room; nothing was changed.
         """
         with self._lock:
-            return self._keep(self._plan_text(self._file(etag), text), actor, "settings.replace")
+            plan = self._plan_text(self._file(etag), text)
+            if plan.text == plan.file.text and plan.file.config is not None:
+                raise InvalidRequest("Nothing was changed.", code="unchanged")
+            return self._keep(plan, actor, "settings.replace")
 
     def preview_undo(self, change_id: int) -> tuple[Difference, ...]:
         """What undoing a change would do; raises what `undo` would."""
