@@ -46,7 +46,7 @@ from appliance.learning.collector import Collector
 from appliance.learning.critique import draft_critique
 from appliance.learning.jobs import Jobs
 from appliance.learning.service import Learning
-from appliance.learning.switch import Switch
+from appliance.learning.switch import APPLIANCE, Switch
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.origin import is_loopback
@@ -396,8 +396,8 @@ def _reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
 
     async def reload() -> None:
         try:
-            taken = await asyncio.to_thread(settings.reload)
-        except ConfigError as error:
+            taken = await asyncio.to_thread(settings.reload, APPLIANCE)
+        except ShammahError as error:
             logger.error("The settings stay as they are: %s", error)
         else:
             logger.info("Read config.toml again: %s", ", ".join(item.key for item in taken) or "nothing new")

@@ -11,7 +11,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
 from sanic.response import html
 
-from appliance.console.actions import OWNER, audit
+from appliance.console.actions import OWNER
 from appliance.console.render import back, form_field, page, render
 from appliance.console.setting_fields import (
     LEADS,
@@ -27,9 +27,9 @@ from appliance.console.setting_fields import (
     read_typed,
     show,
 )
-from appliance.errors import ConfigError, Conflict, InvalidRequest, InvalidSettings, ShammahError
+from appliance.errors import Conflict, InvalidRequest, InvalidSettings, ShammahError
 from appliance.settings.editor import Page
-from appliance.settings.form import Group, as_text, keys
+from appliance.settings.form import Group, Key, as_text, keys
 from appliance.store.changes import Difference
 
 
@@ -45,7 +45,7 @@ class Notices:
 
     problems: tuple[str, ...]
     reload: tuple[str, ...]
-    restart: tuple[str, ...]
+    restart: tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def notices(found: Page) -> Notices:
     return Notices(
         found.file.problems,
         tuple(label(key.name) for key in found.reload),
-        tuple(label(key.name) for key in found.restart),
+        found.restart,
     )
 
 
@@ -169,10 +169,9 @@ async def save(request: Request) -> HTTPResponse:
 async def reload(request: Request) -> HTTPResponse:
     """Go by the file as somebody has edited it."""
     try:
-        taken = await asyncio.to_thread(request.app.ctx.settings.reload)
-    except ConfigError:
-        return back(request, "config.toml is broken, so everything stays as it is.", "bad", "/settings")
-    await audit(request, "settings.reload", keys={item.key: [item.old, item.new] for item in taken})
+        taken = await asyncio.to_thread(request.app.ctx.settings.reload, OWNER)
+    except ShammahError as error:
+        return back(request, f"Everything stays as it is: {error.message}", "bad", "/settings")
     return back(request, outcome(taken) if taken else "There was nothing new in config.toml.", to="/settings")
 
 

@@ -114,16 +114,22 @@ class SettingsEditor:
             return None  # with the file, not with the value
         return None
 
-    def reload(self) -> tuple[Difference, ...]:
+    def reload(self, actor: str) -> tuple[Difference, ...]:
         """Go by the file as it is now, as far as that needs no restart; returns what counts from now on.
 
         Raises:
             ConfigError: the file is broken; all goes on as before.
+            StorageFull: there is no room to write down who did this; all goes on as before.
         """
         with self._lock:
             file = read(self._home.config)
             if file.config is None:
                 raise ConfigError(*file.problems)
+            after = self._running.model_copy()
+            after.adopt(file.config)
+            if found := differences(self._running, after):
+                detail = {item.key: [item.old, item.new] for item in found}
+                self._store.audit.add(actor, "settings.reload", {"keys": detail})
             return self._adopt(file.config)
 
     def preview(self, changes: Changes, etag: str) -> tuple[Difference, ...]:

@@ -189,7 +189,7 @@ def test_what_waits_for_a_restart(daemon: Daemon, open_page: OpenPage) -> None:
     expect(page.locator(".flash-good")).to_have_text(
         "Saved: 1 setting counts from now on; Slots counts from the next start."
     )
-    expect(page.locator(".notice")).to_contain_text("counts from the next start: Slots")
+    expect(page.locator(".notice")).to_contain_text("counts from the next start: model.slots")
 
 
 def test_a_file_that_changed_meanwhile(daemon: Daemon, open_page: OpenPage) -> None:

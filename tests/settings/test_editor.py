@@ -137,17 +137,21 @@ def test_nothing_counts_that_could_not_be_saved(
 
 
 def test_a_file_edited_by_hand_counts_when_it_is_read_again(
-    running: Config, told: tuple[SettingsEditor, list[Event]], home: Home
+    running: Config, told: tuple[SettingsEditor, list[Event]], home: Home, store: Store
 ) -> None:
     editor, heard = told
     home.config.write_text(FILE)
     assert running == Config()
-    assert [item.key for item in editor.reload()] == ["lora.auto_train_threshold", "train.rank"]
+    assert [item.key for item in editor.reload("kitchen")] == ["lora.auto_train_threshold", "train.rank"]
     assert running == parse_config(FILE)
-    assert editor.reload() == ()
+    (entry,) = store.audit.list()
+    assert (entry.actor, entry.action) == ("kitchen", "settings.reload")
+    assert entry.detail["keys"]["train.rank"] == [16, 8]
+    assert editor.reload("kitchen") == ()
+    assert len(store.audit.list()) == 1
     home.config.write_text(BROKEN)
     with pytest.raises(ConfigError, match="line 2"):
-        editor.reload()
+        editor.reload("kitchen")
     assert running == parse_config(FILE)
     assert len(heard) == 1
 
