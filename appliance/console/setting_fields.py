@@ -45,6 +45,7 @@ _LABELS = {
     "server.bind": "Address",
     "server.max_body_mb": "Largest request",
     "server.log_level": "Log level",
+    "model.name": "Model",
     "model.queue": "Waiting requests",
     "model.prefix_cache_mb": "Memory for prompts",
     "model.prefill_chunk": "Prompt tokens at a time",
