@@ -21,11 +21,6 @@ PHONE = (360, 800)
 DESKTOP = (1280, 900)
 AXE = (Path(__file__).parent / "console" / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
-SETTLE = """async () => {
-  for (let n = 0; n < 100 && document.getAnimations().length; n++)
-    await new Promise((go) => setTimeout(go, 20));
-}"""
-"""Colours that are inherited follow the scheme one after the other, however short a transition is."""
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{7*7}}"
 
 
@@ -56,7 +51,6 @@ def check_sound(page: Page, name: str) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-            page.evaluate(SETTLE)
             where = f"{name}-{size[0]}-{scheme}"
             page.evaluate(SETTLED)
             found = violations(page)

@@ -189,7 +189,9 @@ def test_what_waits_for_a_restart(daemon: Daemon, open_page: OpenPage) -> None:
     expect(page.locator(".flash-good")).to_have_text(
         "Saved: 1 setting counts from now on; Slots counts from the next start."
     )
-    expect(page.locator(".notice")).to_contain_text("counts from the next start: model.slots")
+    notice = page.locator("#restart-notice")
+    expect(notice).to_contain_text("A change waits for a restart: model.slots.")
+    expect(notice.get_by_role("button", name="Restart now")).to_be_enabled()
 
 
 def test_a_file_that_changed_meanwhile(daemon: Daemon, open_page: OpenPage) -> None:
