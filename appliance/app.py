@@ -46,7 +46,7 @@ from appliance.learning.collector import Collector
 from appliance.learning.critique import draft_critique
 from appliance.learning.jobs import Jobs
 from appliance.learning.service import Learning
-from appliance.learning.switch import Switch
+from appliance.learning.switch import APPLIANCE, Switch
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.origin import is_loopback
@@ -113,7 +113,7 @@ def build(home: Home, config: Config) -> Parts:
     engine = _engine(bundle, tokenizer, config, adapter, registry)
     switch = Switch(registry, store, engine, events)
     learning = Learning(home, config, store, registry, bundle, engine, switch, events)
-    settings = SettingsEditor(home, store, config)
+    settings = SettingsEditor(home, store, config, events)
     return Parts(
         home=home,
         config=config,
@@ -283,6 +283,7 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
         app = create_app(parts, insecure=insecure)
         with _listen(host, port) as sock:
             _stop_when_told(app, parts.restart)
+            _reload_on_signal(app, parts.settings)
             _announce(app, home, host, sock.getsockname()[1])
             if not password_set(parts.store):
                 _invite(app, host, sock.getsockname()[1], insecure)
@@ -386,6 +387,24 @@ def _stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
     app.register_listener(catch, "before_server_start")
     app.register_listener(catch, "after_server_start")
     app.add_task(leave(app))
+
+
+def _reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
+    """Read the settings again on SIGHUP. To a daemon in a terminal it means that the terminal is gone."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return
+
+    async def reload() -> None:
+        try:
+            taken = await asyncio.to_thread(settings.reload, APPLIANCE)
+        except ShammahError as error:
+            logger.error("The settings stay as they are: %s", error)
+        else:
+            logger.info("Read config.toml again: %s", ", ".join(item.key for item in taken) or "nothing new")
+
+    @app.after_server_start
+    async def catch(app: Sanic[Any, Any]) -> None:
+        app.loop.add_signal_handler(signal.SIGHUP, lambda: app.add_task(reload()))
 
 
 def _announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:

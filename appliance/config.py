@@ -17,24 +17,17 @@ from appliance.errors import ConfigError
 
 
 class Taken(Enum):
-    """When the daemon takes the value of a key out of its `Config`.
-
-    It reads the file once and keeps that `Config`, so a change of any key counts from the next start.
-    But for keys taken at their use, a daemon that read the file again would need no more than that.
-    """
+    """When the daemon takes the value of a key out of its `Config`: that decides when a change counts."""
 
     AT_START = "at start"
     AT_USE = "at use"
 
 
-RELOADED: frozenset[Taken] = frozenset()
-"""What a running daemon would take from a changed file: nothing, as long as it never reads it again."""
-
 _T = TypeVar("_T")
 AtStart = Annotated[_T, Taken.AT_START]
-"""A part of the daemon is built with it."""
+"""A part of the daemon is built with it: a change counts from the next start."""
 AtUse = Annotated[_T, Taken.AT_USE]
-"""Looked up each time it is needed; what a run or a session began with stays with it."""
+"""Looked up each time it is needed: a change counts at once, but what a run or a session began with stays."""
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -42,6 +35,11 @@ class Section(BaseModel):
     """A table of the file: immutable, no unknown keys, no infinite numbers (the child programs get JSON)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def taken(cls, when: Taken) -> tuple[str, ...]:
+        """The keys that are taken then."""
+        return tuple(key for key, field in cls.model_fields.items() if when in field.metadata)
 
 
 class ServerConfig(Section):
@@ -71,7 +69,7 @@ class ModelConfig(Section):
 
     name: AtStart[str] = Field(
         "smollm2-135m-instruct",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,127}$",  # as browsers want it, too
         examples=["smollm2-135m-instruct"],
         description="The bundle under `models/` to serve.",
     )
@@ -282,13 +280,13 @@ class GateConfig(Section):
         1.6, description="The same, for longer ones; all are cut off after 24 tokens."
     )
 
-    canary_share: AtStart[Annotated[float, Field(ge=0, le=0.5)]] = Field(
+    canary_share: AtUse[Annotated[float, Field(ge=0, le=0.5)]] = Field(
         0, description="A run's adapter answers this share of the requests before it serves all; 0: none."
     )
-    canary_answers: AtStart[int] = Field(
+    canary_answers: AtUse[int] = Field(
         50, ge=1, description="It is promoted after so many answers, if not worse."
     )
-    canary_minutes: AtStart[Positive] = Field(
+    canary_minutes: AtUse[Positive] = Field(
         720, description="It is promoted after this time too, however few answers it gave."
     )
     probation_minutes: AtUse[Annotated[float, Field(ge=0)]] = Field(
@@ -296,7 +294,7 @@ class GateConfig(Section):
         description="An adapter the box put in service by itself is watched this long, and rolled back when "
         "it does worse than the one before; 0: not at all.",
     )
-    probation_chance: AtStart[Annotated[float, Field(gt=0, le=0.1)]] = Field(
+    probation_chance: AtUse[Annotated[float, Field(gt=0, le=0.1)]] = Field(
         0.003,
         description="Ratings bring an adapter down when they would be so much worse than before by chance "
         "less often than this.",
@@ -333,7 +331,11 @@ class ConsoleConfig(Section):
 
 
 class Config(Section):
-    """The whole file."""
+    """The whole file.
+
+    Every part of the daemon holds the same one and looks its values up as `config.section.key`. A section
+    never changes, but `adopt` may put another in its place; so a part that keeps a section keeps its values.
+    """
 
     server: ServerConfig = ServerConfig()
     model: ModelConfig = ModelConfig()
@@ -343,6 +345,19 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     collect: CollectConfig = CollectConfig()
     console: ConsoleConfig = ConsoleConfig()
+
+    def adopt(self, new: Config) -> None:
+        """Take over what a running daemon can: the keys that are looked up at their use.
+
+        The others keep the values that the parts were built with. A thread that looks up one key sees its
+        old or its new value; one that needs several of a section to belong together takes the section first.
+        """
+        for name in type(self).model_fields:
+            running: Section = getattr(self, name)
+            kept = {key: getattr(running, key) for key in type(running).taken(Taken.AT_START)}
+            section = getattr(new, name).model_copy(update=kept)
+            if section != running:
+                object.__setattr__(self, name, section)  # frozen for all others
 
 
 def parse_config(text: str) -> Config:

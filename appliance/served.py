@@ -20,6 +20,7 @@ from pathlib import Path
 from appliance.adapters.registry import Registry
 from appliance.config import Config
 from appliance.errors import ShammahError, Unavailable
+from appliance.events import EventBus
 from appliance.files import write_atomic
 from appliance.home import Home
 from appliance.model.bundle import Manifest, load_bundle
@@ -166,7 +167,7 @@ def change_base(home: Home, registry: Registry, manifest: Manifest) -> None:
 def _put_back(home: Home, config: Config, model: str) -> None:
     store = Store.open(home)
     try:
-        editor = SettingsEditor(home, store, config)
+        editor = SettingsEditor(home, store, config, EventBus())  # nobody listens yet
         editor.save({"model.name": model}, read(home.config).etag, ACTOR)
     finally:
         store.close()

@@ -88,7 +88,7 @@ def docs() -> None:
         section: Any = field.annotation
         about = (section.__doc__ or "").partition(": ")[2]
         parts.append(f"\n## `[{name}]`\n\n{about[:1].upper()}{about[1:]}\n")
-        parts.append("| key | default | what |\n|---|---|---|\n")
+        parts.append("| key | default | | what |\n|---|---|---|---|\n")
         parts.extend(_rows(section))
     click.echo("".join(parts), nl=False)
 
@@ -99,14 +99,19 @@ _DOCS_HEAD = """# Configuration
 
 Settings live in `config.toml` in the home (`~/.shammah`, or `SHAMMAH_HOME`). Every key may be left out.
 An unknown key or a bad value stops the daemon from starting, with the line at fault; `shammah config check`
-prints every problem at once, `shammah config show` what is in effect. Changes count from the next start.
+prints every problem at once, `shammah config show` what the file means. What is changed in the console counts
+at once, what is changed in the file when the daemon gets SIGHUP (`systemctl reload shammah`); only the keys
+marked "restart" count from the next start.
 """
 
 
 def _rows(section: type[BaseModel]) -> list[str]:
+    from appliance.config import Taken
+
     rows = []
     for key, field in section.model_fields.items():
         default = field.default
         text = f'"{default}"' if isinstance(default, str) else str(default).lower()
-        rows.append(f"| `{key}` | `{text}` | {field.description} |\n")
+        mark = "restart" if Taken.AT_START in field.metadata else ""
+        rows.append(f"| `{key}` | `{text}` | {mark} | {field.description} |\n")
     return rows

@@ -36,6 +36,9 @@ from appliance.console import (
     review,
     run,
     runs,
+    settings,
+    settings_history,
+    settings_text,
     transfer,
 )
 from appliance.console.assets import load_assets
@@ -203,5 +206,8 @@ for room in (
     logs,
     audit,
     backup,
+    settings,
+    settings_text,
+    settings_history,
 ):
     room.add_routes(blueprint)

@@ -23,6 +23,7 @@ _CHANGES = {
     "run": "box-runs",
     "adapter": "box-adapters",
     "model": "box-models",
+    "settings": "box-all",
 }
 _LAST = "box.stopping"
 """Open connections would hold up the stop of the daemon: all of them end with this event."""

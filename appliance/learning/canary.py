@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from appliance.adapters.file import Adapter
-from appliance.config import Config
+from appliance.config import Config, GateConfig
 from appliance.engine.engine import Engine
 from appliance.engine.session import Session
 from appliance.events import EventBus
@@ -50,11 +50,12 @@ class Canary:
     """Lets one adapter at a time answer a share of the requests."""
 
     def __init__(self, config: Config, store: Store, engine: Engine, events: EventBus) -> None:
-        self._gate = config.gate
+        self._config = config
         self._store = store
         self._engine = engine
         self._events = events
         self._session: Session | None = None
+        self._share = 0.0
 
     def weights_for(self, conversation: str) -> Session | None:
         """What answers a conversation: the challenger, or None for what is in service.
@@ -66,7 +67,7 @@ class Canary:
         if session is None:
             return None
         digest = hashlib.blake2b(f"{session.weights}\0{conversation}".encode(), digest_size=8).digest()
-        return session if int.from_bytes(digest) < self._gate.canary_share * 2**64 else None
+        return session if int.from_bytes(digest) < self._share * 2**64 else None
 
     async def run(
         self, adapter: Adapter, before: str | None, over: Callable[[], bool], report: Report
@@ -85,19 +86,20 @@ class Canary:
         Raises:
             Unavailable: no session can be built with it.
         """
+        gate = self._config.gate  # the trial's for all its life
         trial = await asyncio.to_thread(self._begin, adapter.name)
         session = await self._engine.prepare(adapter)
-        logger.info("%s answers %.0f%% of the requests", adapter.name, 100 * self._gate.canary_share)
-        self._events.publish("adapter.tried", adapter=adapter.name, share=self._gate.canary_share)
-        self._session = session
+        logger.info("%s answers %.0f%% of the requests", adapter.name, 100 * gate.canary_share)
+        self._events.publish("adapter.tried", adapter=adapter.name, share=gate.canary_share)
+        self._share, self._session = gate.canary_share, session
         try:
             look_at = 0.0
             while not over():
                 if time.monotonic() >= look_at:
-                    answers, fault = await asyncio.to_thread(self._look, trial, session.weights, before)
+                    answers, fault = await asyncio.to_thread(self._look, gate, trial, session.weights, before)
                     report(answers)
-                    late = time.time() >= trial.since + self._gate.canary_minutes * 60
-                    if fault is not None or late or answers >= self._gate.canary_answers:
+                    late = time.time() >= trial.since + gate.canary_minutes * 60
+                    if fault is not None or late or answers >= gate.canary_answers:
                         return fault
                     look_at = time.monotonic() + LOOK_SECONDS
                 await asyncio.sleep(OVER_SECONDS)
@@ -113,9 +115,12 @@ class Canary:
         self._store.settings.set(KEY, json.dumps(asdict(trial)))
         return trial
 
-    def _look(self, trial: Trial, sha256: str, before: str | None) -> tuple[int, Fault | None]:
+    def _look(
+        self, gate: GateConfig, trial: Trial, sha256: str, before: str | None
+    ) -> tuple[int, Fault | None]:
         """How many answers it has given, and what is to be held against it."""
-        chance = self._gate.probation_chance
         answers = self._store.ratings.answers(trial.adapter, trial.since)
         fault = engine_fault(self._engine, sha256)
-        return answers, fault or rating_fault(self._store, chance, trial.adapter, before, trial.since)
+        return answers, fault or rating_fault(
+            self._store, gate.probation_chance, trial.adapter, before, trial.since
+        )

@@ -17,7 +17,7 @@ from appliance.adapters.watcher import AdapterWatcher
 from appliance.config import Config
 from appliance.engine.engine import Engine
 from appliance.errors import Conflict, InvalidRequest, Pinned, ShammahError
-from appliance.events import EventBus
+from appliance.events import Event, EventBus
 from appliance.home import Home
 from appliance.learning.batch import read_frozen
 from appliance.learning.canary import Canary
@@ -136,6 +136,7 @@ class Learning:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="learning")
         self._stop = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
+        self._unlisten: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Take up what a crash left, then watch queue and directory."""
@@ -144,6 +145,7 @@ class Learning:
         earlier = await asyncio.to_thread(self._dropped.reconcile)
         self._submit(self._recover)
         self._scheduler.start()
+        self._unlisten = self._events.listen(self._hear)
         watcher = AdapterWatcher(self._registry, self.consider, earlier=earlier)
         self._watching = [
             asyncio.create_task(watcher.run(self._stop)),
@@ -153,6 +155,7 @@ class Learning:
     async def stop(self) -> None:
         """Stop the run going on, if any; its examples are pending again."""
         self._stop.set()
+        self._unlisten()
         self._watch.stop()
         self._runner.close()
         self._dropped.close()
@@ -423,6 +426,12 @@ class Learning:
         return asyncio.run_coroutine_threadsafe(trial, self._loop).result()
 
     # -- when ---------------------------------------------------------------------------------
+
+    def _hear(self, event: Event) -> None:
+        """Other settings may mean that a run is due, or that what deferred it has passed."""
+        if event.name == "settings.changed":
+            self._wait = 0.0
+            self._scheduler.nudge()
 
     def _check(self) -> None:
         """Start what is due. Called often."""

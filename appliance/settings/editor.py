@@ -1,7 +1,8 @@
 """Changing `config.toml` from the console: shown, compared, checked, saved, written down, taken back.
 
-Nothing here changes the daemon that runs: it goes on with the `Config` it was started with, and
-`Page.restart` says what waits for the next start.
+What is saved counts at once, as far as the daemon can take it while it runs (see `Config.adopt`), and
+`Page.restart` says what waits for the next start. A file that somebody edited beside it counts when
+`reload` is called.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.config import Config, parse_config
-from appliance.errors import ConfigError, Conflict, InvalidRequest, InvalidSettings, ShammahError
+from appliance.errors import ConfigError, Conflict, InvalidRequest, InvalidSettings, NotFound, ShammahError
+from appliance.events import EventBus
 from appliance.files import remove_durably
 from appliance.home import Home
 from appliance.settings.check import problems
 from appliance.settings.file import OnDisk, edit, newline, read, render, write
-from appliance.settings.form import Key, as_text, differences, keys, restart_needed, values
+from appliance.settings.form import Key, as_text, differences, keys, reload_needed, restart_needed, values
 from appliance.settings.typed import Changes, apply
 from appliance.store import Store
 from appliance.store.changes import Change, Difference
@@ -35,6 +37,7 @@ class Page:
             read at all, the value in use.
         errors: what is wrong with the file, by key; beside `file.problems`, which has the lines.
         restart: the keys that a restart would change. Of a broken file, none: the box would not start.
+        reload: the keys that `reload` would change.
         suggestion: of a broken file, one that means what is in use, to replace it with.
     """
 
@@ -42,6 +45,7 @@ class Page:
     texts: Mapping[str, str]
     errors: Mapping[str, str]
     restart: tuple[Key, ...]
+    reload: tuple[Key, ...]
     suggestion: str | None
 
 
@@ -49,34 +53,40 @@ class Page:
 class _Plan:
     file: OnDisk
     text: str
+    after: Config
     differences: tuple[Difference, ...]
 
 
 class SettingsEditor:
     """The one way to the file for the console. Thread-safe; its calls wait for the disk."""
 
-    def __init__(self, home: Home, store: Store, running: Config) -> None:
+    def __init__(self, home: Home, store: Store, running: Config, events: EventBus) -> None:
         """Make one.
 
         Args:
             home: whose `config.toml` it is.
             store: for history and audit.
-            running: what the daemon was started with.
+            running: what the daemon goes by; changed here.
+            events: told of what counts from now on.
         """
         self._home = home
         self._store = store
         self._running = running
+        self._events = events
         self._lock = threading.Lock()
 
     def page(self) -> Page:
         """The file's state and the form's texts. Never fails because of the file."""
         file = read(self._home.config)
         if file.config is not None:
-            waiting = restart_needed(self._running, file.config)
-            return Page(file, _texts(values(file.config)), {}, waiting, None)
+            restart, reload = (
+                restart_needed(self._running, file.config),
+                reload_needed(self._running, file.config),
+            )
+            return Page(file, _texts(values(file.config)), {}, restart, reload, None)
         suggestion = render(self._running)
         if file.raw is None:
-            return Page(file, _texts(values(self._running)), {}, (), suggestion)
+            return Page(file, _texts(values(self._running)), {}, (), (), suggestion)
         shown = {name: key.default for name, key in keys().items()}
         for section, table in file.raw.items():
             if isinstance(table, dict):
@@ -86,7 +96,41 @@ class SettingsEditor:
             apply(file.raw, {})
         except InvalidSettings as error:
             errors = error.problems
-        return Page(file, _texts({name: shown[name] for name in keys()}), errors, (), suggestion)
+        return Page(file, _texts({name: shown[name] for name in keys()}), errors, (), (), suggestion)
+
+    def check(self, name: str, text: str) -> str | None:
+        """What is wrong with the value of one key as it was typed; None when nothing is.
+
+        Raises:
+            NotFound: there is no such key.
+        """
+        if name not in keys():
+            raise NotFound(f"There is no setting {name}.", param="key")
+        try:
+            self._plan(read(self._home.config), {name: text})
+        except InvalidSettings as error:
+            return error.problems.get(name)
+        except Conflict:
+            return None  # with the file, not with the value
+        return None
+
+    def reload(self, actor: str) -> tuple[Difference, ...]:
+        """Go by the file as it is now, as far as that needs no restart; returns what counts from now on.
+
+        Raises:
+            ConfigError: the file is broken; all goes on as before.
+            StorageFull: there is no room to write down who did this; all goes on as before.
+        """
+        with self._lock:
+            file = read(self._home.config)
+            if file.config is None:
+                raise ConfigError(*file.problems)
+            after = self._running.model_copy()
+            after.adopt(file.config)
+            if found := differences(self._running, after):
+                detail = {item.key: [item.old, item.new] for item in found}
+                self._store.audit.add(actor, "settings.reload", {"keys": detail})
+            return self._adopt(file.config)
 
     def preview(self, changes: Changes, etag: str) -> tuple[Difference, ...]:
         """What saving these changes would do; raises what `save` would."""
@@ -122,10 +166,18 @@ class SettingsEditor:
         Raises:
             InvalidSettings: under "text", every problem of it with its line; or the box would not start.
             Conflict: the file has changed since.
+            InvalidRequest: it is the same text.
             StorageFull: there is no room; nothing was changed.
         """
         with self._lock:
-            return self._keep(self._plan_text(self._file(etag), text), actor, "settings.replace")
+            plan = self._plan_text(self._file(etag), text)
+            if plan.text == plan.file.text and plan.file.config is not None:
+                raise InvalidRequest("Nothing was changed.", code="unchanged")
+            return self._keep(plan, actor, "settings.replace")
+
+    def preview_undo(self, change_id: int) -> tuple[Difference, ...]:
+        """What undoing a change would do; raises what `undo` would."""
+        return self._plan_undo(self._store.changes.get(change_id)).differences
 
     def undo(self, change_id: int, actor: str) -> Change:
         """Give all keys of a change the values from before it.
@@ -138,10 +190,7 @@ class SettingsEditor:
         """
         with self._lock:
             change = self._store.changes.get(change_id)
-            file = read(self._home.config)
-            self._may_undo(change, file)
-            plan = self._plan(file, {item.key: item.old for item in change.differences})
-            return self._keep(plan, actor, "settings.undo", change.id)
+            return self._keep(self._plan_undo(change), actor, "settings.undo", change.id)
 
     def _file(self, etag: str) -> OnDisk:
         file = read(self._home.config)
@@ -183,7 +232,12 @@ class SettingsEditor:
         found = differences(file.config or self._running, after)
         if wrong := problems(after, {item.key for item in found}, self._home, self._store):
             raise InvalidSettings(wrong)
-        return _Plan(file, text, found)
+        return _Plan(file, text, after, found)
+
+    def _plan_undo(self, change: Change) -> _Plan:
+        file = read(self._home.config)
+        self._may_undo(change, file)
+        return self._plan(file, {item.key: item.old for item in change.differences})
 
     def _may_undo(self, change: Change, file: OnDisk) -> None:
         if change.undone:
@@ -218,7 +272,16 @@ class SettingsEditor:
             if plan.file.config is None and plan.file.data is not None:
                 write(self._home.config.with_name("config.toml.broken"), plan.file.data)
             write(self._home.config, plan.text)
+        self._adopt(plan.after)
         return change
+
+    def _adopt(self, new: Config) -> tuple[Difference, ...]:
+        before = self._running.model_copy()
+        self._running.adopt(new)
+        taken = differences(before, self._running)
+        if taken:
+            self._events.publish("settings.changed", keys=[item.key for item in taken])
+        return taken
 
     @contextmanager
     def _put_back_on_failure(self, plan: _Plan) -> Iterator[None]:

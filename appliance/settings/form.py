@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from appliance.config import RELOADED, Config, Taken
+from appliance.config import Config, Taken
 from appliance.store.changes import Difference
 
 Kind = Literal["whole", "number", "text", "choice", "flag", "list"]
@@ -56,7 +56,7 @@ class Key:
     @property
     def restart(self) -> bool:
         """Whether a change counts only from the next start."""
-        return self.taken not in RELOADED
+        return self.taken is Taken.AT_START
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,16 @@ def differences(old: Config, new: Config) -> tuple[Difference, ...]:
 
 def restart_needed(running: Config, on_disk: Config) -> tuple[Key, ...]:
     """The keys whose values in the file a daemon that runs with `running` takes only when started again."""
-    changed = (keys()[difference.key] for difference in differences(running, on_disk))
-    return tuple(key for key in changed if key.restart)
+    return tuple(key for key in _changed(running, on_disk) if key.restart)
+
+
+def reload_needed(running: Config, on_disk: Config) -> tuple[Key, ...]:
+    """The keys whose values in the file it would take at once, were it told to: somebody edited the file."""
+    return tuple(key for key in _changed(running, on_disk) if not key.restart)
+
+
+def _changed(running: Config, on_disk: Config) -> tuple[Key, ...]:
+    return tuple(keys()[difference.key] for difference in differences(running, on_disk))
 
 
 def as_text(value: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance.config import Config
+from appliance.events import EventBus
 from appliance.home import Home
 from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
@@ -26,4 +27,4 @@ def store(home: Home) -> Iterator[Store]:
 @pytest.fixture
 def editor(home: Home, store: Store) -> SettingsEditor:
     """Of a daemon that was started with the defaults."""
-    return SettingsEditor(home, store, Config())
+    return SettingsEditor(home, store, Config(), EventBus())

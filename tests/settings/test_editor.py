@@ -9,7 +9,16 @@ from contextlib import contextmanager
 import pytest
 
 from appliance.config import Config, load_config, parse_config
-from appliance.errors import Conflict, InvalidRequest, InvalidSettings, NotFound, StorageFull, Unavailable
+from appliance.errors import (
+    ConfigError,
+    Conflict,
+    InvalidRequest,
+    InvalidSettings,
+    NotFound,
+    StorageFull,
+    Unavailable,
+)
+from appliance.events import Event, EventBus
 from appliance.home import Home
 from appliance.settings.editor import SettingsEditor
 from appliance.settings.file import ABSENT
@@ -54,26 +63,109 @@ def test_the_page_of_no_file(editor: SettingsEditor) -> None:
     assert page.file.etag == ABSENT
     assert list(page.texts) == list(keys())
     assert (page.texts["lora.enabled"], page.texts["train.learning_rate"]) == ("true", "0.0016")
-    assert (page.errors, page.restart, page.suggestion) == ({}, (), None)
+    assert (page.errors, page.restart, page.reload, page.suggestion) == ({}, (), (), None)
 
 
 def test_the_page_shows_the_file_and_what_waits_for_a_restart(editor: SettingsEditor, home: Home) -> None:
-    home.config.write_text(FILE)
+    home.config.write_text(f"{FILE}[model]\nslots = 3\n")
     page = editor.page()
-    assert page.file.text == FILE
+    assert page.file.text == f"{FILE}[model]\nslots = 3\n"
     assert page.texts["lora.auto_train_threshold"] == "7"
     assert page.texts["lora.high_weight"] == "10"
-    assert [key.name for key in page.restart] == ["lora.auto_train_threshold", "train.rank"]
+    assert [key.name for key in page.restart] == ["model.slots"]
+    assert [key.name for key in page.reload] == ["lora.auto_train_threshold", "train.rank"]
 
 
 def test_what_runs_already_waits_for_nothing(home: Home, store: Store) -> None:
     home.config.write_text(FILE)
-    editor = SettingsEditor(home, store, parse_config(FILE))
+    editor = SettingsEditor(home, store, parse_config(FILE), EventBus())
+    assert editor.page().restart == editor.page().reload == ()
+    editor.save({"model.slots": "3", "train.rank": None}, editor.page().file.etag, "owner")
+    assert [key.name for key in editor.page().restart] == ["model.slots"]
+    assert editor.page().reload == ()
+    editor.save({"model.slots": None, "train.rank": "8"}, editor.page().file.etag, "owner")
     assert editor.page().restart == ()
-    editor.save({"train.rank": None}, editor.page().file.etag, "owner")
-    assert [key.name for key in editor.page().restart] == ["train.rank"]
-    editor.save({"train.rank": "8"}, editor.page().file.etag, "owner")
-    assert editor.page().restart == ()
+
+
+# -- what counts at once ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def running() -> Config:
+    return Config()
+
+
+@pytest.fixture
+def told(home: Home, store: Store, running: Config) -> tuple[SettingsEditor, list[Event]]:
+    """The editor of a daemon that goes by `running`, and what that hears."""
+    events, heard = EventBus(), list[Event]()
+    events.listen(heard.append)
+    return SettingsEditor(home, store, running, events), heard
+
+
+def test_a_change_counts_at_once_or_waits(
+    running: Config, told: tuple[SettingsEditor, list[Event]], home: Home
+) -> None:
+    editor, heard = told
+    changes = {"train.rank": "4", "model.slots": "3", "model.temperature": "0.5"}
+    change = editor.save(changes, editor.page().file.etag, "owner")
+    assert (running.train.rank, running.model.slots, running.model.temperature) == (4, 8, 0.5)
+    assert [key.name for key in editor.page().restart] == ["model.slots"]
+    assert [event.data for event in heard] == [{"keys": ["model.temperature", "train.rank"]}]
+    editor.undo(change.id, "owner")
+    assert running == Config()
+    editor.replace("[gate]\nmax_empty = 0.5\n", editor.page().file.etag, "owner")
+    assert running.gate.max_empty == 0.5
+    # What has no effect yet is no news.
+    editor.save({"model.slots": "3"}, editor.page().file.etag, "owner")
+    assert len(heard) == 3
+    assert load_config(home.config).model.slots == 3
+
+
+def test_nothing_counts_that_could_not_be_saved(
+    running: Config,
+    told: tuple[SettingsEditor, list[Event]],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editor, heard = told
+    _fail_commits(store, monkeypatch)
+    with pytest.raises(StorageFull):
+        editor.save({"train.rank": "4"}, editor.page().file.etag, "owner")
+    assert running == Config()
+    assert heard == []
+
+
+def test_a_file_edited_by_hand_counts_when_it_is_read_again(
+    running: Config, told: tuple[SettingsEditor, list[Event]], home: Home, store: Store
+) -> None:
+    editor, heard = told
+    home.config.write_text(FILE)
+    assert running == Config()
+    assert [item.key for item in editor.reload("kitchen")] == ["lora.auto_train_threshold", "train.rank"]
+    assert running == parse_config(FILE)
+    (entry,) = store.audit.list()
+    assert (entry.actor, entry.action) == ("kitchen", "settings.reload")
+    assert entry.detail["keys"]["train.rank"] == [16, 8]
+    assert editor.reload("kitchen") == ()
+    assert len(store.audit.list()) == 1
+    home.config.write_text(BROKEN)
+    with pytest.raises(ConfigError, match="line 2"):
+        editor.reload("kitchen")
+    assert running == parse_config(FILE)
+    assert len(heard) == 1
+
+
+def test_as_it_is_typed(editor: SettingsEditor, home: Home) -> None:
+    assert editor.check("train.rank", "0") == "This must be at least 1."
+    assert editor.check("train.rank", " 64 ") is None
+    assert editor.check("train.rank", "many") == "This must be a whole number."
+    assert "model import" in (editor.check("model.name", "absent") or "")
+    with pytest.raises(NotFound):
+        editor.check("train.flux", "1")
+    home.config.write_text(BROKEN)
+    assert editor.check("train.rank", "0") is None
+    assert not home.config.with_name("config.toml.broken").exists()
 
 
 def test_save(editor: SettingsEditor, home: Home, store: Store) -> None:
@@ -187,7 +279,9 @@ def test_undo(editor: SettingsEditor, home: Home, store: Store, save: Save) -> N
     home.config.write_text(FILE)
     first = save(train__rank="4", lora__enabled="false")
     save(train__seed="3")
+    expected = editor.preview_undo(first.id)
     undone = editor.undo(first.id, "kitchen")
+    assert undone.differences == expected
     assert home.config.read_text() == FILE + "seed = 3\n"
     assert (undone.actor, undone.undoes) == ("kitchen", first.id)
     assert undone.differences == (
@@ -205,8 +299,9 @@ def test_undo(editor: SettingsEditor, home: Home, store: Store, save: Save) -> N
 
 
 def test_undo_of_what_never_was(editor: SettingsEditor) -> None:
-    with pytest.raises(NotFound):
-        editor.undo(7, "owner")
+    for attempt in (lambda: editor.undo(7, "owner"), lambda: editor.preview_undo(7)):
+        with pytest.raises(NotFound):
+            attempt()
 
 
 def test_undo_when_a_key_was_changed_again(
@@ -291,7 +386,7 @@ def test_a_file_that_cannot_be_read_is_shown_and_replaced(
 
 def test_what_is_in_use_is_offered_for_a_broken_file(home: Home, store: Store) -> None:
     running = parse_config(FILE)
-    editor = SettingsEditor(home, store, running)
+    editor = SettingsEditor(home, store, running, EventBus())
     home.config.write_bytes(b"\xff\xfe")
     page = editor.page()
     assert page.texts["train.rank"] == "8"

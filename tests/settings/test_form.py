@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ import appliance
 from appliance.config import AtUse, Config, Taken, parse_config
 from appliance.errors import InvalidSettings
 from appliance.settings import form
-from appliance.settings.form import Key, as_text, differences, groups, keys, restart_needed, values
+from appliance.settings.form import (
+    Key,
+    as_text,
+    differences,
+    groups,
+    keys,
+    reload_needed,
+    restart_needed,
+    values,
+)
 from appliance.settings.typed import apply
 
 ALL = pytest.mark.parametrize("key", keys().values(), ids=lambda key: key.name)
@@ -43,7 +53,6 @@ AT_START = {
     },
     "appliance/learning/run.py": {"busy_share"},
     "appliance/learning/dropped.py": {"busy_share"},
-    "appliance/learning/canary.py": {"canary_share", "canary_answers", "canary_minutes", "probation_chance"},
 }
 
 
@@ -68,18 +77,86 @@ def test_it_is_used_somewhere(key: Key) -> None:
     assert any(key.title in _looked_up(source) for source in sources if source.name != "config.py")
 
 
+@functools.cache
+def _keeps_a_section(source: Path) -> frozenset[str]:
+    """The sections that a module puts away: `self.x = config.section`, or at the top of the module.
+
+    A part that has the section has its old values after a change.
+    """
+    kept = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Attribute):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if "config" in ast.unparse(node.value) and any(isinstance(at, ast.Attribute) for at in targets):
+                kept.add(node.value.attr)
+    return frozenset(kept & set(Config.model_fields))
+
+
+def test_no_part_keeps_a_section() -> None:
+    """The engine does, which is given the section `model`; it takes only keys that are marked so."""
+    package = Path(appliance.__file__).parent
+    keepers = {str(source): _keeps_a_section(source) for source in package.rglob("*.py")}
+    assert {path: kept for path, kept in keepers.items() if kept} == {}
+
+
+def test_what_is_marked_at_use_is_not_taken_by_what_is_built() -> None:
+    """No `__init__` of the daemon reads a key marked so: it would go on with the value of then."""
+    at_use = {key.title for key in keys().values() if key.taken is Taken.AT_USE}
+    at_start = {key.title for key in keys().values() if key.taken is Taken.AT_START}
+    package, found = Path(appliance.__file__).parent, []
+    for source in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name in ("__init__", "build", "create_app"):
+                found += [
+                    f"{source.name}: {leaf.attr}"
+                    for leaf in ast.walk(node)
+                    if isinstance(leaf, ast.Attribute)
+                    and leaf.attr in at_use - at_start
+                    and "config" in ast.unparse(leaf.value)
+                ]
+    assert found == []
+
+
+def test_adopt() -> None:
+    """A running daemon takes over what is looked up at its use, and keeps what it was built with."""
+    running, new = Config(), parse_config("model.slots = 3\nmodel.top_p = 0.5\nlora.enabled = false")
+    model, train = running.model, running.train
+    running.adopt(new)
+    assert (running.model.slots, running.model.top_p, running.lora.enabled) == (8, 0.5, False)
+    assert model.top_p == 0.9  # what has begun goes on with what it took
+    assert running.train is train
+    assert [key.name for key in restart_needed(running, new)] == ["model.slots"]
+    assert reload_needed(running, new) == ()
+    running.adopt(Config())
+    assert running == Config()
+
+
 @ALL
-def test_a_change_counts_from_the_next_start(key: Key) -> None:
-    """The truth today: nothing reads the file again."""
-    assert key.restart
+def test_every_key_is_adopted_or_waits(key: Key) -> None:
+    other = _other(key)
+    running, new = Config(), apply({}, {key.name: other})
+    waiting = restart_needed(running, new)
+    assert waiting + reload_needed(running, new) == (key,)
+    running.adopt(new)
+    assert (running == Config()) == key.restart == (waiting == (key,))
+    assert (running == new) != key.restart
 
 
-def test_a_daemon_that_reads_again_would_need_no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(form, "RELOADED", frozenset({Taken.AT_USE}))
-    assert not keys()["lora.enabled"].restart
-    assert keys()["model.slots"].restart
-    changed = parse_config("lora.enabled = false\nmodel.slots = 3")
-    assert [key.name for key in restart_needed(Config(), changed)] == ["model.slots"]
+def _other(key: Key) -> str:
+    """A value that is allowed and not the default."""
+    if key.kind == "flag":
+        return as_text(not key.default)
+    if key.kind == "choice":
+        return next(choice for choice in key.choices if choice != key.default)
+    if key.kind == "text":
+        return {"server.bind": "127.0.0.1:1", "model.name": "other"}.get(key.name, key.example or "other")
+    nearer = [key.default + 1, key.default - 1, key.default * 0.9 + 0.001]
+    fits = (as_text(value) for value in nearer if key.kind == "number" or isinstance(value, int))
+    for text in fits:
+        with contextlib.suppress(InvalidSettings):
+            apply({}, {key.name: text})
+            return text
+    raise AssertionError(key.name)
 
 
 @ALL
@@ -161,4 +238,4 @@ def test_differences() -> None:
         ("train.rank", 16, 8),
     ]
     assert differences(new, new) == ()
-    assert [key.name for key in restart_needed(Config(), new)] == ["lora.enabled", "train.rank"]
+    assert [key.name for key in reload_needed(Config(), new)] == ["lora.enabled", "train.rank"]
