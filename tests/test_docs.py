@@ -44,7 +44,7 @@ def test_endpoints() -> None:
 
 def test_console_routes() -> None:
     routes = _routes("docs-console", console)
-    assert "POST /console/train" in routes
+    assert "POST /runs/train" in routes
     assert [route for route in sorted(routes) if f"`{route}`" not in _doc("console")] == []
 
 

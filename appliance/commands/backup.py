@@ -40,7 +40,7 @@ def backup(output: Path | None) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.confirmation_option(prompt="What is in this home now is moved aside. Go on?")
 def restore(file: Path) -> None:
-    """Put a backup in the place of what is there. The daemon must be stopped.
+    """Put the backup FILE in the place of what is there. The daemon must be stopped.
 
     What was there before is kept in the home as before-restore_TIME until you delete it.
     """

@@ -11,10 +11,9 @@ from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 
-from appliance.config import load_config
 from appliance.console.actions import OWNER, audit
 from appliance.console.render import back, form_field, page
-from appliance.errors import BundleError, ConfigError, Conflict, InvalidRequest, ShammahError
+from appliance.errors import BundleError, Conflict, InvalidRequest, ShammahError
 from appliance.learning.figures import Figures, read_figures
 from appliance.learning.jobs import Job
 from appliance.model.bundle import MANIFEST, NAME, Bundle, Manifest, load_bundle
@@ -89,10 +88,8 @@ def add_routes(blueprint: Blueprint) -> None:
 def models(ctx: Any) -> Models:
     """What the page shows. Blocking."""
     home, serving = ctx.home, ctx.bundle.manifest.name
-    try:
-        wanted = load_config(home.config).model.name
-    except ConfigError:
-        wanted = serving
+    file = ctx.settings.page().file
+    wanted = serving if file.config is None else file.config.model.name
     counts = ctx.store.adapters.count_by_base()
     found = [
         _look_at(path, counts, serving, wanted) for path in sorted(home.models.iterdir()) if _is_model(path)

@@ -112,7 +112,11 @@ def test_switching_what_cannot_be_switched(daemon: Daemon, beside: Beside) -> No
         assert done.stderr.startswith("Error: ")
         assert done.stderr.count("\n") == 1
     assert beside("adapters", "promote", "base").returncode == 0
-    assert json.loads(beside("adapters", "list", "--json").stdout) == {"current": None, "data": []}
+    assert json.loads(beside("adapters", "list", "--json").stdout) == {
+        "current": None,
+        "pinned": False,
+        "data": [],
+    }
 
 
 def test_training_without_examples(start_daemon: StartDaemon) -> None:
