@@ -62,6 +62,11 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             reduced_motion="reduce",
         )
         context.set_default_timeout(90_000)
+        # The report of the policy: the browser itself may not tell of each violation on its console.
+        context.add_init_script(
+            "addEventListener('securitypolicyviolation', event => console.error("
+            "`Content Security Policy: ${event.effectiveDirective} ${event.blockedURI} ${event.sourceFile}`))"
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
