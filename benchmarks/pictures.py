@@ -62,16 +62,12 @@ def pages(box: Box) -> dict[str, str]:
         "playground": f"/playground?chat={box.asked}",
         "compare": f"/playground/compare?left=base&right={adapter}",
         "queue": "/queue?state=all",
-        "review": "/review",
-        "runs": "/runs",
         "run": f"/runs/{run}",
         "adapters": "/adapters",
         "device": f"/devices/{device}",
         "models": "/models",
         "settings": "/settings",
         "backup": "/backup",
-        "logs": "/logs",
-        "audit": "/audit",
     }
 
 
@@ -213,7 +209,7 @@ def take_pictures(box: Box, url: str, out: Path) -> None:
         for name, path in pages(box).items():
             page.goto(url + path)
             photograph(
-                page, out, name, WIDE, "dark" if name in ("playground", "adapters", "logs") else "light"
+                page, out, name, WIDE, "dark" if name in ("playground", "adapters") else "light"
             )
         page.goto(url)
         photograph(page, out, "home-phone", PHONE, "dark")
