@@ -89,6 +89,8 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
 
     yield open_
     for context in contexts:
+        for page in context.pages:
+            page.wait_for_load_state()  # a context that is closed while it goes to a page may never end
         context.close()
     assert faults == []
 

@@ -212,6 +212,7 @@ def test_a_file_that_changed_meanwhile(daemon: Daemon, open_page: OpenPage) -> N
     expect(page.locator("#model-temperature")).to_contain_text("In the file meanwhile: 1.6")
     look(page)
     page.get_by_role("button", name="Save").click()
+    expect(page.locator(".flash-good")).to_contain_text("from now on")
     assert daemon.home.config.read_text() == "[model]\ntemperature = 0.5\ntop_p = 0.7\n"
 
 
