@@ -6,15 +6,16 @@ database is copied as of one moment while the box goes on; nothing that was dele
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -22,11 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from appliance import __version__
 from appliance.adapters.file import SUFFIX
-from appliance.errors import InvalidRequest, NotFound, StorageFull
+from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
 from appliance.files import publish_file, remove_durably, storage_errors
 from appliance.home import Home
 from appliance.store import Store
@@ -34,6 +35,8 @@ from appliance.store import Store
 FORMAT = 1
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 64_000_000
+HEADER_BYTES = 100_000
+_READ_WHOLE = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
 CHUNK = 1 << 20
 SPARE_BYTES = 50_000_000
 """Kept free on the disk: a backup must not be what fills it."""
@@ -46,7 +49,6 @@ _SAFE = re.compile(
     r"|runs/[A-Za-z0-9][\w.-]{0,100}/[A-Za-z0-9][\w.-]{0,100}",
     re.ASCII,
 )
-_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,12 @@ def create(home: Home, store: Store, model: str, base_hash: str) -> Backup:
         base_hash: of its weights.
 
     Raises:
+        Conflict: another one is being made.
         StorageFull: there is no room for it; nothing is left behind.
     """
-    with _making:
+    with storage_errors("the backup"):
         home.backups.mkdir(exist_ok=True, mode=0o700)
-        clear_leftovers(home)
-        with (
-            storage_errors("the backup"),
-            tempfile.TemporaryDirectory(prefix=_WORK, dir=home.backups) as work,
-        ):
+        with _alone(home), _work_place(home) as work:
             snapshot = Path(work) / "store.db"
             _need_room(home.root, home.store.stat().st_size)
             store.database.copy_to(snapshot)
@@ -243,6 +242,28 @@ def unpack(path: Path, place: Path) -> Manifest:
     return manifest
 
 
+@contextmanager
+def _work_place(home: Home) -> Iterator[str]:
+    clear_leftovers(home)
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=home.backups) as work:
+        yield work
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """One at a time, here and in the command beside the daemon. Nobody waits: a press of a button too many
+    would hold a thread that answers need."""
+    directory = os.open(home.backups, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict("A backup is being made already: wait until it is there.") from error
+        yield
+    finally:
+        os.close(directory)
+
+
 # -- writing ------------------------------------------------------------------------------------
 
 
@@ -298,10 +319,21 @@ def _free_name(home: Home, when: float) -> Path:
 # -- reading ------------------------------------------------------------------------------------
 
 
+class _Header(tarfile.TarInfo):
+    """A header that is no larger than ours are: others are read into memory whole, however large."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _READ_WHOLE and found.size > HEADER_BYTES:
+            raise InvalidRequest("This is not a backup of Shammah: it has a header that is too large.")
+        return found
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path, "r|gz") as tar:
+        with tarfile.open(path, "r|gz", tarinfo=_Header) as tar:
             yield tar
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InvalidRequest(f"This is not a backup of Shammah, or it is damaged ({error}).") from error

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,9 @@ _ITEMS = (
 _STAGED = ".restore"
 _NOTE = ".restore.json"
 _ASIDE = "before-restore_"
+_GOING = ".gone-"
 _ASIDE_NAME = re.compile(rf"{_ASIDE}\d{{8}}T\d{{6}}Z(-\d+)?", re.ASCII)
+_preparing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,12 @@ def stage(home: Home, archive: Path, actor: str) -> Manifest:
     Raises:
         InvalidRequest: the backup is damaged, or its model is not installed here.
         Unavailable: its database is damaged, or from a newer release.
+        Conflict: another restore is being prepared.
         StorageFull: there is no room; nothing has changed.
     """
-    cancel(home)
     place = home.root / _STAGED
-    with storage_errors("what was in the backup"):
+    with _alone(), storage_errors("what was in the backup"):
+        _clear(home)
         place.mkdir(mode=0o700)
         try:
             manifest = unpack(archive, place)
@@ -91,10 +95,12 @@ def stage_aside(home: Home, name: str) -> None:
 
     Raises:
         NotFound: it is not there any more.
+        Conflict: another restore is being prepared.
     """
-    _aside(home, name)
-    cancel(home)
-    _note(home, name, "aside")
+    with _alone():
+        _aside(home, name)
+        _clear(home)
+        _note(home, name, "aside")
 
 
 def pending(home: Home) -> bool:
@@ -103,9 +109,13 @@ def pending(home: Home) -> bool:
 
 
 def cancel(home: Home) -> None:
-    """Give up a restore that waits, if one does."""
-    remove_durably(home.root / _NOTE)
-    shutil.rmtree(home.root / _STAGED, ignore_errors=True)
+    """Give up a restore that waits, if one does.
+
+    Raises:
+        Conflict: one is being prepared.
+    """
+    with _alone():
+        _clear(home)
 
 
 def asides(home: Home) -> list[Aside]:
@@ -125,14 +135,17 @@ def delete_aside(home: Home, name: str) -> None:
 
     Raises:
         NotFound: it is not there any more.
-        Conflict: it waits to be put back.
+        Conflict: it waits to be put back, or a restore is being prepared.
     """
-    path = _aside(home, name)
-    note = _read_note(home)
-    if note is not None and note["from"] == name:
-        raise Conflict("It waits to be put back at the next start.")
-    shutil.rmtree(path)
-    fsync_dir(home.root)
+    with _alone():
+        path = _aside(home, name)
+        note = _read_note(home)
+        if note is not None and note["from"] == name:
+            raise Conflict("It waits to be put back at the next start.")
+        # Cut off in the middle, a half of it must not look like something to put back.
+        path.rename(home.root / f"{_GOING}{name}")
+        fsync_dir(home.root)
+        _clear_gone(home)
 
 
 def finish_restore(home: Home) -> bool:
@@ -165,6 +178,28 @@ def finish_restore(home: Home) -> bool:
         shutil.rmtree(source, ignore_errors=True)  # empty, or gone if this was cut off at the next line
         remove_durably(home.root / _NOTE)
     return True
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One act at a time: of two that unpack into the same place, each would mix with the other."""
+    if not _preparing.acquire(blocking=False):
+        raise Conflict("A restore is being prepared just now: wait until that has ended.")
+    try:
+        yield
+    finally:
+        _preparing.release()
+
+
+def _clear(home: Home) -> None:
+    remove_durably(home.root / _NOTE)
+    shutil.rmtree(home.root / _STAGED, ignore_errors=True)
+    _clear_gone(home)
+
+
+def _clear_gone(home: Home) -> None:
+    for path in home.root.glob(f"{_GOING}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check(home: Home, place: Path, manifest: Manifest, actor: str) -> None:

@@ -35,12 +35,13 @@ async def show(request: Request) -> HTTPResponse:
     """A page of the trail; all that it shows is told by its address."""
     chosen = {name: request.args.get(name, "").strip() for name in ("who", "about", "search", "before")}
     who, about, search = chosen["who"], chosen["about"], chosen["search"][:200]
-    before = int(chosen["before"]) if chosen["before"].isascii() and chosen["before"].isdigit() else None
+    given = chosen["before"]
+    before = int(given) if given.isascii() and given.isdigit() and len(given) < 19 else None
 
     def read() -> list[Any]:
         entries: list[Any] = request.app.ctx.store.audit.list(
             SHOWN + 1,
-            before=min(before, 2**62) if before is not None else None,
+            before=before,
             actor=who if who in _WHO else None,
             families=SUBJECTS[about][1] if about in SUBJECTS else (),
             search=search,

@@ -149,6 +149,9 @@ async def put_back(request: Request) -> HTTPResponse:
 
 async def cancel(request: Request) -> HTTPResponse:
     """Do not restore after all."""
-    await asyncio.to_thread(restore.cancel, request.app.ctx.home)
+    try:
+        await asyncio.to_thread(restore.cancel, request.app.ctx.home)
+    except ShammahError as error:
+        return back(request, error.message, "bad", PATH)
     await audit(request, "backup.cancelled")
     return back(request, "Everything stays as it is.", to=PATH)

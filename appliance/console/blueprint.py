@@ -43,13 +43,16 @@ from appliance.console import (
 )
 from appliance.console.assets import load_assets
 from appliance.console.render import HEADERS, back, environment, page, render, wants_fragment
-from appliance.errors import NotSetUp, ShammahError
+from appliance.errors import InvalidRequest, NotSetUp, ShammahError
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
 
 log = logging.getLogger(__name__)
 PACKED_FROM = 1000
 """Bytes. Below, packing saves no packet on the network."""
+STRANGERS_BYTES = 64_000
+"""A form of somebody who is not logged in has a token and two passwords, no more: taking apart millions of
+fields would hold up everybody's answers."""
 blueprint = Blueprint("console")
 
 
@@ -83,7 +86,11 @@ async def admit(request: Request) -> HTTPResponse | None:
     protected, request.ctx.logged_in, request.ctx.review_count = await asyncio.to_thread(look)
     request.ctx.password_set = protected
     request.ctx.open_to_this_machine = not protected and trusted_loopback(request.ip, request.headers)
-    if request.ctx.logged_in or request.ctx.open_to_this_machine or _public(request):
+    if request.ctx.logged_in or request.ctx.open_to_this_machine:
+        return None
+    if _public(request):
+        if len(request.body) > STRANGERS_BYTES:
+            raise InvalidRequest("That form is too large. Nothing was done.")
         return None
     if wants_fragment(request):
         return text("Log in again.", status=401, headers={"HX-Redirect": "/login"})

@@ -96,7 +96,8 @@ async def _refuse(request: Request, token: str) -> HTTPResponse | None:
     store = request.app.ctx.store
     wait = throttle.attempt(request.ip)
     if wait > 0:
-        await asyncio.to_thread(store.audit.add, request.ip, "setup.throttled", {})
+        if throttle.worth_noting(request.ip):
+            await asyncio.to_thread(store.audit.add, request.ip, "setup.throttled", {})
         response = _closed(request, "throttled", 429, seconds=math.ceil(wait))
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response

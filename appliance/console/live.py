@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from sanic import Blueprint, Request
 
+from appliance.console.login import still_admitted
 from appliance.events import Event, EventBus
 
 TICK_SECONDS = 5.0
@@ -35,14 +37,34 @@ def add_routes(blueprint: Blueprint) -> None:
 
 
 async def events(request: Request) -> None:
-    """Name the changed parts, from when the page was rendered until the browser leaves."""
+    """Name the changed parts, from when the page was rendered until the browser leaves or is logged out."""
     response = await request.respond(content_type="text/event-stream; charset=utf-8")
     await response.send(": connected\n\n")
     async with aclosing(changes(request.app.ctx.events, request.args.get("seen", ""))) as stream:
-        number = 0
+        number, admitted = 0, time.monotonic()
         async for name in stream:
+            if time.monotonic() - admitted >= TICK_SECONDS:
+                if not await still_admitted(request):
+                    return
+                admitted = time.monotonic()
             number += 1
             await response.send(f"event: {name}\nid: {number}\ndata: \n\n")
+
+
+@contextlib.contextmanager
+def told_of_stop(bus: EventBus) -> Iterator[asyncio.Event]:
+    """Set as soon as the daemon stops, for a stream that waits for something else."""
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+
+    def hear(event: Event) -> None:
+        if event.name == _LAST:
+            loop.call_soon_threadsafe(stopping.set)
+
+    remove = bus.listen(hear)
+    try:
+        yield stopping
+    finally:
+        remove()
 
 
 async def changes(bus: EventBus, seen: str) -> AsyncGenerator[str, None]:

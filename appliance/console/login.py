@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.render import back, is_https, page
-from appliance.store.owner import SESSION_COOKIE, create_session, end_session, verify_password
+from appliance.origin import trusted_loopback
+from appliance.store.owner import (
+    SESSION_COOKIE,
+    create_session,
+    end_session,
+    password_set,
+    session_valid,
+    verify_password,
+)
 
 _MAX_ADDRESSES = 10_000
 
@@ -20,6 +28,7 @@ _MAX_ADDRESSES = 10_000
 class _Failures:
     count: int = 0
     last: float = 0.0
+    noted: bool = False
 
 
 class Throttle:
@@ -62,7 +71,20 @@ class Throttle:
                 failures.count = 0
             failures.count += 1
             failures.last = now
+            failures.noted = False
         return 0.0
+
+    def worth_noting(self, address: str) -> bool:
+        """Whether this refusal is the first of its wait.
+
+        One can be refused a thousand times a second: all of that in the audit trail would push out of it
+        what matters.
+        """
+        mine = self._by_address.get(address)
+        waits = mine is not None and _remaining(mine, self._free, self._longest, time.monotonic()) > 0
+        refusing = mine if mine is not None and waits else self._overall
+        first, refusing.noted = not refusing.noted, True
+        return first
 
     def succeeded(self, address: str) -> None:
         """The attempt was good: forget this address's failures."""
@@ -101,7 +123,8 @@ async def log_in(request: Request) -> HTTPResponse:
         return back(request, to="/")
     wait = throttle.attempt(request.ip)
     if wait > 0:
-        await asyncio.to_thread(store.audit.add, request.ip, "login.throttled", {})
+        if throttle.worth_noting(request.ip):
+            await asyncio.to_thread(store.audit.add, request.ip, "login.throttled", {})
         problem = f"Too many attempts. Try again in {math.ceil(wait)} seconds."
         response = page(request, "login.html", status=429, problem=problem)
         response.headers["Retry-After"] = str(math.ceil(wait))
@@ -140,6 +163,18 @@ async def begin_session(request: Request, response: HTTPResponse) -> HTTPRespons
         secure=is_https(request),
     )
     return response
+
+
+async def still_admitted(request: Request) -> bool:
+    """Whether who was let in would be again: a stream may outlast the session, and the password."""
+    store, token = request.app.ctx.store, request.cookies.get(SESSION_COOKIE)
+
+    def look() -> bool:
+        if password_set(store):
+            return session_valid(store, token)
+        return trusted_loopback(request.ip, request.headers)
+
+    return await asyncio.to_thread(look)
 
 
 async def log_out(request: Request) -> HTTPResponse:

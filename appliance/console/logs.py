@@ -17,6 +17,8 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.exceptions import NotFound
 from sanic.response import file_stream
 
+from appliance.console.live import told_of_stop
+from appliance.console.login import still_admitted
 from appliance.console.render import page, render
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -97,26 +99,32 @@ async def show(request: Request) -> HTTPResponse:
 
 
 async def follow(request: Request) -> None:
-    """Send new records that fit, as they are written, until the browser leaves."""
+    """Send new records that fit, as they are written, until the browser leaves or is logged out."""
     wanted, path = _wanted(request), _path(request)
     after = request.headers.get("last-event-id") or request.args.get("after", "")
-    place = int(after) if after.isascii() and after.isdigit() else None
+    place = int(after) if after.isascii() and after.isdigit() and len(after) < 19 else None
     response = await request.respond(content_type="text/event-stream; charset=utf-8")
     await response.send(": connected\n\n")
-    quiet = 0.0
-    while True:
-        text, place = await asyncio.to_thread(since, path, place)
+
+    def read(place: int | None) -> tuple[str, int]:
+        text, place = since(path, place)
         new = [record for record in records(text) if wanted.fits(record)][-SHOWN:]
-        if new:
-            body = render("parts/records.html", records=new[::-1])
-            lines = "".join(f"data: {line}\n" for line in body.splitlines())
-            await response.send(f"id: {place}\n{lines}\n")
-            quiet = 0.0
-        elif quiet >= PING_SECONDS:  # else a browser that is gone would never be noticed
-            await response.send(": still here\n\n")
-            quiet = 0.0
-        await asyncio.sleep(FOLLOW_SECONDS)
-        quiet += FOLLOW_SECONDS
+        return (render("parts/records.html", records=new[::-1]) if new else ""), place
+
+    quiet = 0.0
+    with told_of_stop(request.app.ctx.events) as stopping:
+        while not stopping.is_set() and await still_admitted(request):
+            body, place = await asyncio.to_thread(read, place)
+            if body:
+                lines = "".join(f"data: {line}\n" for line in body.splitlines())
+                await response.send(f"id: {place}\n{lines}\n")
+                quiet = 0.0
+            elif quiet >= PING_SECONDS:  # else a browser that is gone would never be noticed
+                await response.send(": still here\n\n")
+                quiet = 0.0
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), FOLLOW_SECONDS)
+            quiet += FOLLOW_SECONDS
 
 
 async def download(request: Request) -> HTTPResponse:

@@ -164,7 +164,7 @@ async def dismiss_job(request: Request) -> HTTPResponse:
     if form_field(request, "what") == "fallback":
         await asyncio.to_thread(dismiss, ctx.home)
     else:
-        ctx.jobs.dismiss()
+        await asyncio.to_thread(ctx.jobs.dismiss)
     return back(request, to="/models")
 
 

@@ -24,6 +24,7 @@ from appliance.learning.selection import describe as describe_left_out
 _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
 FLASH_COOKIE = "shammah_flash"
+FLASH_BYTES = 2_900
 Tone = Literal["good", "bad", "info"]
 
 NAVIGATION = (
@@ -131,10 +132,9 @@ def back(request: Request, message: str = "", tone: Tone = "good", to: str | Non
     """
     response = redirect(to or _page_before(request), status=303)
     if message:
-        payload = json.dumps({"message": message[:1000], "tone": tone})
         response.add_cookie(
             FLASH_COOKIE,
-            base64.urlsafe_b64encode(payload.encode()).decode(),
+            base64.urlsafe_b64encode(flash(message, tone)).decode(),
             path="/",
             max_age=60,
             httponly=True,
@@ -144,10 +144,21 @@ def back(request: Request, message: str = "", tone: Tone = "good", to: str | Non
     return response
 
 
+def flash(message: str, tone: Tone) -> bytes:
+    """A message as it travels; what is too long for that is cut, as browsers drop a cookie of 4 kB."""
+    for length in (1000, 400, 200):
+        told = message if len(message) <= length else f"{message[:length]}…"
+        payload = json.dumps({"message": told, "tone": tone}, ensure_ascii=False).encode(errors="replace")
+        if len(payload) <= FLASH_BYTES:
+            break
+    return payload
+
+
 def _page_before(request: Request) -> str:
     """Path and query of the page that sent the form. Its host is not looked at: only a path is taken."""
     try:
         before = urlsplit(request.headers.get("referer", ""))
+        before.geturl().encode()  # bytes that are no text cannot go into an address again
     except ValueError:
         return "/"
     # Two slashes at the beginning would name another host.
@@ -181,8 +192,9 @@ def _read_flash(request: Request) -> dict[str, str] | None:
     try:
         data = json.loads(base64.urlsafe_b64decode(raw))
         tone = data["tone"] if data["tone"] in ("good", "bad", "info") else "info"
-        return {"message": str(data["message"]), "tone": tone}
-    except (ValueError, KeyError, TypeError):
+        # Half a surrogate pair can be written in JSON, and cannot be sent.
+        return {"message": str(data["message"]).encode(errors="replace").decode(), "tone": tone}
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -77,7 +77,7 @@ async def preview(request: Request) -> HTTPResponse:
     except ShammahError as error:
         return await _editor(request, text, error)
     found = await asyncio.to_thread(editor.page)
-    lines = changed_lines(found.file.text, text)
+    lines = await asyncio.to_thread(changed_lines, found.file.text, text)
     if not lines:
         return back(request, "Nothing was changed.", "info", "/settings/text")
     return page(

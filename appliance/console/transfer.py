@@ -55,9 +55,9 @@ async def bring_in(request: Request) -> HTTPResponse:
     file = request.files.get("file") if request.files else None
     if file is None or not file.body.strip():
         return back(request, "Choose a file with a line for each example.", "bad", "/queue/import")
-    lines = file.body.removeprefix(_BOM).split(b"\n")
+    body: bytes = file.body.removeprefix(_BOM)
     try:
-        count = await asyncio.to_thread(ctx.store.transfer.add, lines)
+        count = await asyncio.to_thread(lambda: ctx.store.transfer.add(body.split(b"\n")))
     except ShammahError as error:
         return back(request, error.message, "bad", "/queue/import")
     await audit(request, "examples.import", count=count)

@@ -18,12 +18,14 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from sanic import Request
 from sanic.headers import parse_content_header
 
-from appliance.errors import InvalidRequest
+from appliance.errors import InvalidRequest, StorageFull
 from appliance.files import storage_errors
 
 PREFIX = ".upload-"
 LEFTOVER_SECONDS = 6 * 3600.0
 """A directory of an upload that is older was left behind by a crash."""
+SPARE_BYTES = 50_000_000
+"""Kept free on the disk: what devices say meanwhile has to be written down."""
 _WRITE_BYTES = 1 << 18
 
 
@@ -115,6 +117,8 @@ class _File:
         """
 
         def write() -> None:
+            if shutil.disk_usage(self.path.parent).free < SPARE_BYTES + len(self._waiting):
+                raise StorageFull(f"The disk is too full for {self._given}. Free space and try again.")
             with storage_errors(self._given), self.path.open("ab") as file:
                 file.write(self._waiting)
 

@@ -71,7 +71,8 @@ class Changes:
         Raises:
             NotFound: there is none of that number.
         """
-        row = self._db.one(f"SELECT {_COLUMNS} FROM changes WHERE seq = ?", (change_id,))
+        known = 0 < change_id < 2**63  # the database has no larger numbers
+        row = self._db.one(f"SELECT {_COLUMNS} FROM changes WHERE seq = ?", (change_id,)) if known else None
         if row is None:
             raise NotFound(f"There is no change {change_id}.", param="id")
         return _change(row, self._undone())

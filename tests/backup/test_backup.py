@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -391,3 +393,67 @@ def test_names_from_outside(home: Home, name: str) -> None:
     for act in (archive.find, archive.delete, restore.stage_aside, restore.delete_aside):
         with pytest.raises(NotFound):
             act(home, name)
+
+
+def test_two_restores_at_once_do_not_mix(
+    home: Home, made: archive.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two tabs: what comes while one is prepared is refused, and takes nothing of it away."""
+    unpack, refused = restore.unpack, []
+
+    def meanwhile(path: Path, place: Path) -> archive.Manifest:
+        for act in (
+            lambda: restore.stage(home, made.path, "owner"),
+            lambda: restore.cancel(home),
+            lambda: restore.stage_aside(home, "before-restore_20260101T000000Z"),
+            lambda: restore.delete_aside(home, "before-restore_20260101T000000Z"),
+        ):
+            with pytest.raises(Conflict, match="just now"):
+                act()
+            refused.append(act)
+        return unpack(path, place)
+
+    monkeypatch.setattr(restore, "unpack", meanwhile)
+    restore.stage(home, made.path, "owner")
+    assert len(refused) == 4
+    assert restore.pending(home)
+    restore.cancel(home)
+    assert not restore.pending(home)
+
+
+def test_deleting_what_was_before_may_be_cut_off(
+    home: Home, made: archive.Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it is nothing to put back."""
+    restore.stage(home, made.path, "owner")
+    assert restore.finish_restore(home)
+    (aside,) = restore.asides(home)
+    monkeypatch.setattr(restore.shutil, "rmtree", lambda *args, **options: None)  # the power goes here
+    restore.delete_aside(home, aside.name)
+    assert restore.asides(home) == []
+    monkeypatch.undo()
+    restore.cancel(home)
+    assert not [path for path in home.root.iterdir() if aside.name in path.name]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_larger_than_memory(tmp_path: Path, kind: bytes) -> None:
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = kind, 300_000_000
+    path = tmp_path / "bomb.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(entry.tobuf(tarfile.USTAR_FORMAT) + bytes(1_000_000))
+    with pytest.raises(InvalidRequest, match="header that is too large"):
+        archive.verify(path)
+
+
+def test_a_backup_beside_another_one(home: Home, made: archive.Backup) -> None:
+    """The command and the console, at the same time: neither clears away what the other writes."""
+    store = Store.open(home)
+    lock = os.open(home.backups, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(Conflict, match="already"):
+        archive.create(home, store, "m", "h")
+    os.close(lock)
+    archive.create(home, store, "m", "h")
+    store.close()

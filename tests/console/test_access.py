@@ -152,4 +152,4 @@ def test_guessing_the_password_is_slowed(start_daemon: StartDaemon) -> None:
     with opened(daemon.home) as store:
         actions = [entry.action for entry in store.audit.list(20)]
     assert actions.count("login.failed") >= 5
-    assert actions.count("login.throttled") == 2
+    assert actions.count("login.throttled") == 1  # one wait, however often it was tried

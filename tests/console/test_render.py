@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import base64
+import json
 import re
 import time
 
 import pytest
 from jinja2 import UndefinedError
 
-from appliance.console.render import adapter_title, duration, environment, measure, render, size, when
+from appliance.console.render import (
+    FLASH_COOKIE,
+    adapter_title,
+    duration,
+    environment,
+    flash,
+    measure,
+    render,
+    size,
+    when,
+)
 from appliance.console.run import Course
 from appliance.home import Home
 from appliance.store import Store
@@ -116,3 +128,13 @@ def test_where_a_run_began(
     shown = dict(re.findall(r"<dt>([^<]*)</dt><dd[^>]*>([^<]*)</dd>", text))
     wanted = ("Stopped early", "Began from", "Learned again", "Compared with")
     assert {title: shown[title] for title in wanted if title in shown} == facts
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 5_000, "\N{GRINNING FACE}" * 5_000, "\x00" * 5_000, '"' * 5_000, "\ud800"]
+)
+def test_a_message_fits_into_a_cookie(text: str) -> None:
+    """Browsers drop a larger one, and the owner would not be told."""
+    payload = flash(text, "bad")
+    assert len(FLASH_COOKIE) + len(base64.urlsafe_b64encode(payload)) < 4_000
+    assert len(json.loads(payload)["message"]) >= min(len(text), 200)

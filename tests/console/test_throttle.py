@@ -56,3 +56,22 @@ def test_success_forgets(clock: list[float]) -> None:
         throttle.attempt("owner")
     throttle.succeeded("owner")
     assert [throttle.attempt("owner") for _ in range(5)] == [0.0] * 5
+
+
+def test_refusals_are_noted_once_a_wait(clock: list[float]) -> None:
+    """Who is refused a thousand times a second must not push everything else out of the audit trail."""
+    throttle = Throttle(free=5)
+    noted = 0
+    end = clock[0] + 3600
+    while clock[0] < end:
+        if throttle.attempt("guesser") > 0:
+            noted += throttle.worth_noting("guesser")
+        clock[0] += 0.1
+    assert 1 <= noted < 20
+
+
+def test_refusals_of_many_addresses_are_noted_once_a_wait(clock: list[float]) -> None:
+    throttle = Throttle(free=5, free_overall=50)
+    refused = [f"10.0.{n // 250}.{n % 250}" for n in range(3000)]
+    noted = sum(throttle.worth_noting(address) for address in refused if throttle.attempt(address) > 0)
+    assert noted == 1
