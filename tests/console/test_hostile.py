@@ -16,6 +16,7 @@ import pytest
 from browsing import opened
 from daemons import Daemon, StartDaemon
 
+from appliance.app import SHUTDOWN_SECONDS
 from appliance.backup import archive
 from appliance.home import Home
 from appliance.model.bundle import Bundle
@@ -148,3 +149,14 @@ def test_an_upload_does_not_fill_the_disk(bundle: Bundle, tmp_path: Path, start_
         box.kill()
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_an_open_log_does_not_hold_up_the_stop(start_daemon: StartDaemon) -> None:
+    box = start_daemon("[lora]\nenabled = false\n")
+    with httpx.stream("GET", f"{box.url}/logs/follow", timeout=60) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == ": connected"
+        began = time.monotonic()
+        assert box.stop() == 0
+        assert time.monotonic() - began < SHUTDOWN_SECONDS
+        assert "".join(lines) == ""  # it ended in an orderly way
