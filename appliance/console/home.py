@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sanic import Blueprint, HTTPResponse, Request
 
-from appliance.console.acts import in_words
+from appliance.console.acts import in_words, path_of
 from appliance.console.needs import Need, find_needs
 from appliance.console.render import page
 from appliance.console.resources import Resources, read_resources
@@ -131,7 +131,7 @@ def happened(ctx: Any) -> list[Happening]:
 def _act(entry: AuditEntry) -> Happening:
     bad = entry.action in ("login.failed", "login.throttled", "adapter.withdraw")
     text = in_words(entry)
-    return Happening(entry.at, entry.actor, text, "bad" if bad else "plain", "")
+    return Happening(entry.at, entry.actor, text, "bad" if bad else "plain", path_of(entry))
 
 
 def _ended(run: Run) -> Happening:
