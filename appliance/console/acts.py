@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from appliance.store.audit import AuditEntry
 
@@ -27,13 +28,14 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "owner.password": lambda d: "Set the owner's password",
     "setup.refused": lambda d: "Opened a setup link that does not work",
     "setup.throttled": lambda d: "Tried setup links too often, and was made to wait",
-    "console.setup.password": lambda d: "Set the owner's password, and so made the box theirs",
-    "console.setup.tried": lambda d: "Tried a device's key" + ("" if d.get("worked") else ", in vain"),
-    "console.account.password": lambda d: "Changed the owner's password",
-    "console.account.password.failed": lambda d: "Gave a wrong password when changing it",
-    "console.account.sessions": lambda d: f"Logged out {_counted(d.get('ended', 0), 'other browser')}",
-    "console.key.created": lambda d: f"Gave a key to {d.get('name')}",
+    "setup.password": lambda d: "Set the owner's password, and so made the box theirs",
+    "setup.tried": lambda d: "Tried a device's key" + ("" if d.get("worked") else ", in vain"),
+    "account.password": lambda d: "Changed the owner's password",
+    "account.password.failed": lambda d: "Gave a wrong password when changing it",
+    "account.sessions": lambda d: f"Logged out {_counted(d.get('ended', 0), 'other browser')}",
     "key.created": lambda d: f"Gave a key to {d.get('name')}",
+    "key.changed": lambda d: f"Changed what {d.get('name')} may do",
+    "key.limited": lambda d: f"Changed what {d.get('name')} may do",
     "key.revoked": lambda d: f"Revoked the key of {d.get('name')}",
     "adapter.promote": lambda d: (
         f"Put {d.get('to') or _BASE} in service, after {d.get('from') or _BASE}"
@@ -45,37 +47,37 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "adapter.unpin": lambda d: f"Unpinned {d.get('adapter') or _BASE}",
     "adapter.upload": lambda d: f"Uploaded {d.get('adapter')}",
     "adapter.delete": lambda d: f"Deleted {d.get('adapter')}",
-    "console.download": lambda d: f"Downloaded {d.get('adapter')}",
+    "feedback": lambda d: f"Gave a {d.get('kind')} in the playground",
+    "conversation.forget": lambda d: "Forgot a conversation of the playground",
+    "download": lambda d: f"Downloaded {d.get('adapter')}",
     "examples.forget": lambda d: f"Forgot {_counted(d.get('examples', 0), 'example')}{_adapters(d)}",
     "settings.save": lambda d: f"Changed {', '.join(map(str, d.get('keys') or ())) or 'the settings'}",
     "settings.replace": lambda d: "Edited the settings as text",
+    "settings.reload": lambda d: "Read the settings again, as they had been changed in the file",
     "settings.undo": lambda d: "Took back a change of the settings",
     "backup.created": lambda d: f"Made {d.get('name')}",
     "backup.restored": lambda d: "Put a backup in place",
-    "console.backup.created": lambda d: f"Made {d.get('name')}",
-    "console.backup.downloaded": lambda d: f"Downloaded {d.get('name')}",
-    "console.backup.uploaded": lambda d: f"Uploaded {d.get('name')}",
-    "console.backup.deleted": lambda d: f"Deleted {d.get('name')}",
-    "console.backup.staged": lambda d: f"Got {d.get('name')} ready to be put back",
-    "console.backup.cancelled": lambda d: "Decided not to restore",
-    "console.train": lambda d: f"Started {d.get('run')}",
-    "console.examples.exclude": lambda d: f"Excluded {_counted(d.get('count', 0), 'example')}",
-    "console.examples.put-back": lambda d: f"Put {_counted(d.get('count', 0), 'example')} back",
-    "console.examples.weight": lambda d: f"Changed the weight of {_counted(d.get('count', 0), 'example')}",
-    "console.examples.edit": lambda d: f"Edited {d.get('example')}",
-    "console.examples.import": lambda d: f"Imported {_counted(d.get('count', 0), 'example')}",
-    "console.examples.export": lambda d: "Exported examples",
-    "console.restart": lambda d: "Restarted the box",
-    "console.model.import": lambda d: f"Began to import {d.get('source')}",
-    "console.model.measure": lambda d: f"Had {d.get('model')} measured",
-    "console.model.cancel": lambda d: "Cancelled an import or a measurement",
-    "console.model.switch": lambda d: f"Chose {d.get('model')} to serve from the next start",
-    "console.model.delete": lambda d: f"Deleted the model {d.get('model')}",
-    "console.cancel": lambda d: f"Stopped {d.get('run') or 'the run'}",
-    "console.retry": lambda d: f"Had the examples of {d.get('of')} tried again in {d.get('run')}",
-    "console.review": lambda d: (
-        "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer"
-    ),
+    "backup.downloaded": lambda d: f"Downloaded {d.get('name')}",
+    "backup.uploaded": lambda d: f"Uploaded {d.get('name')}",
+    "backup.deleted": lambda d: f"Deleted {d.get('name')}",
+    "backup.staged": lambda d: f"Got {d.get('name')} ready to be put back",
+    "backup.cancelled": lambda d: "Decided not to restore",
+    "train": lambda d: f"Started {d.get('run')}",
+    "examples.exclude": lambda d: f"Excluded {_counted(d.get('count', 0), 'example')}",
+    "examples.put-back": lambda d: f"Put {_counted(d.get('count', 0), 'example')} back",
+    "examples.weight": lambda d: f"Changed the weight of {_counted(d.get('count', 0), 'example')}",
+    "examples.edit": lambda d: f"Edited {d.get('example')}",
+    "examples.import": lambda d: f"Imported {_counted(d.get('count', 0), 'example')}",
+    "examples.export": lambda d: "Exported examples",
+    "restart": lambda d: "Restarted the box",
+    "model.import": lambda d: f"Began to import {d.get('source')}",
+    "model.measure": lambda d: f"Had {d.get('model')} measured",
+    "model.cancel": lambda d: "Cancelled an import or a measurement",
+    "model.switch": lambda d: f"Chose {d.get('model')} to serve from the next start",
+    "model.delete": lambda d: f"Deleted the model {d.get('model')}",
+    "cancel": lambda d: f"Stopped {d.get('run') or 'the run'}",
+    "retry": lambda d: f"Had the examples of {d.get('of')} tried again in {d.get('run')}",
+    "review": lambda d: "Accepted a drafted answer" if d.get("accepted") else "Dropped a drafted answer",
 }
 
 
@@ -85,13 +87,29 @@ def in_words(entry: AuditEntry) -> str:
     An act that is not known here is called by its name, with what was noted about it.
     """
     try:
-        return _WORDS[entry.action](entry.detail)
+        return _WORDS[_name(entry)](entry.detail)
     except (KeyError, TypeError):
         return plain(entry)
 
 
 def plain(entry: AuditEntry) -> str:
     """An act by its name in the trail, with its details."""
-    name = entry.action.removeprefix("console.").replace(".", " ").replace("_", " ")
+    name = _name(entry).replace(".", " ").replace("_", " ")
     detail = ", ".join(f"{key} {value}" for key, value in entry.detail.items() if key != "address")
     return f"{name[:1].upper()}{name[1:]}{': ' if detail else ''}{detail}"
+
+
+def path_of(entry: AuditEntry) -> str:
+    """The page of what an act was done to; empty when there is none."""
+    detail = entry.detail
+    adapter = detail.get("to") if entry.action == "adapter.promote" else detail.get("adapter")
+    found = {"runs": detail.get("run"), "adapters": adapter, "devices": detail.get("device")}
+    for section, ident in found.items():
+        if ident:
+            return f"/{section}/{quote(str(ident), safe='')}"
+    return ""
+
+
+def _name(entry: AuditEntry) -> str:
+    """What was done, the same wherever the owner did it."""
+    return entry.action.removeprefix("console.")

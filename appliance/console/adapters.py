@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
 from markupsafe import Markup
@@ -14,6 +13,7 @@ from sanic.response import html
 
 from appliance.console.actions import OWNER
 from appliance.console.lineage import Look, Node, Period, draw, service
+from appliance.console.paging import Sheet, page_number, sheet
 from appliance.console.render import back, form_field, page, render, wants_fragment
 from appliance.errors import InvalidRequest, ShammahError
 from appliance.learning.service import LearningStatus
@@ -89,9 +89,7 @@ class Adapters:
         previous: what that was; None is the base model.
         learning: the learning room's status.
         switches: the last changes, newest first.
-        number: of the page shown, from 1.
-        pages: how many there are.
-        total: how many adapters there are.
+        sheet: which page of them.
     """
 
     lines: tuple[AdapterLine, ...]
@@ -103,9 +101,7 @@ class Adapters:
     previous: str | None
     learning: LearningStatus
     switches: list[Switch]
-    number: int
-    pages: int
-    total: int
+    sheet: Sheet
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -153,17 +149,15 @@ def adapters(ctx: Any, number: int = 1) -> Adapters:
     learning = ctx.learning.status()
     switches = store.adapters.switches(HISTORY)
     lines = read_lines(ctx, store.adapters.list(reports=False), learning)
-    pages = max(1, ceil(len(lines) / SHOWN))
-    number = min(max(1, number), pages)
-    first = (number - 1) * SHOWN
+    part = sheet(number, len(lines), SHOWN)
     nodes = [Node(line.row.name, line.row.parent, line.look) for line in lines]
     served = service(switches).get(None, [])
     rails = draw(nodes, "serving" if serving is None else "served" if served else "accepted")
-    shown = [_with_report(store, line) for line in lines[first : first + SHOWN]]
+    shown = [_with_report(store, line) for line in lines[part.start : part.end]]
     before = before_serving(ctx, switches)
     return Adapters(
         lines=tuple(shown),
-        rails=[*rails[first : first + SHOWN], rails[-1]],
+        rails=[*rails[part.start : part.end], rails[-1]],
         serving=serving,
         since=switches[0].at if switches else ctx.started_at,
         base_served=tuple(served),
@@ -171,9 +165,7 @@ def adapters(ctx: Any, number: int = 1) -> Adapters:
         previous=before[-1] if before else None,
         learning=learning,
         switches=switches[:SWITCHES_SHOWN],
-        number=number,
-        pages=pages,
-        total=len(lines),
+        sheet=part,
     )
 
 
@@ -189,9 +181,7 @@ def _telling(row: AdapterRow) -> tuple[dict[str, Any], ...]:
 
 async def show(request: Request) -> HTTPResponse:
     """The list; without the page around it when a script refreshes it."""
-    wanted = request.args.get("page", "1")
-    number = int(wanted) if wanted.isdecimal() and len(wanted) < 7 else 1
-    found = await asyncio.to_thread(adapters, request.app.ctx, number)
+    found = await asyncio.to_thread(adapters, request.app.ctx, page_number(request))
     if wants_fragment(request):
         return html(render("parts/adapters.html", adapters=found))
     return page(request, "adapters.html", section="adapters", adapters=found)

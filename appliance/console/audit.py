@@ -11,18 +11,15 @@ from sanic import Blueprint, HTTPResponse, Request
 from appliance.console.render import page
 
 SHOWN = 100
-_ACCESS = ("console.account", "console.setup", "console.key")
 SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "access": ("Logins and keys", ("login", "logout", "owner", "key", "device", "setup", *_ACCESS)),
-    "adapters": ("Adapters", ("adapter",)),
-    "learning": ("Learning", ("console.train", "console.cancel", "console.retry", "console.review", "run")),
-    "examples": ("Examples", ("examples", "example", "console.queue", "console.example")),
-    "settings": (
-        "Settings",
-        ("settings", "backup", "console.backup", "restart", "console.restart", "model", "console.model"),
-    ),
+    "access": ("Logins and keys", ("login", "logout", "owner", "account", "key", "setup")),
+    "adapters": ("Adapters", ("adapter", "download")),
+    "learning": ("Learning", ("train", "cancel", "retry", "review", "feedback")),
+    "examples": ("Examples", ("examples", "conversation")),
+    "settings": ("Settings and backups", ("settings", "backup", "restart")),
+    "models": ("Models", ("model",)),
 }
-"""What the list can be narrowed to: title, and how the names of such acts begin."""
+"""What the list can be narrowed to: title, and how the names of such acts begin, after a `console.`."""
 _WHO = ("owner", "appliance")
 
 
@@ -43,7 +40,7 @@ async def show(request: Request) -> HTTPResponse:
             SHOWN + 1,
             before=before,
             actor=who if who in _WHO else None,
-            families=SUBJECTS[about][1] if about in SUBJECTS else (),
+            families=_families(about),
             search=search,
         )
         return entries
@@ -62,3 +59,8 @@ async def show(request: Request) -> HTTPResponse:
         older=f"/audit?{urlencode({**query, 'before': older})}" if older is not None else None,
         newest=f"/audit?{urlencode(query)}" if before is not None else None,
     )
+
+
+def _families(about: str) -> tuple[str, ...]:
+    _, names = SUBJECTS.get(about, ("", ()))
+    return (*names, *(f"console.{name}" for name in names))

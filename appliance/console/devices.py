@@ -6,14 +6,13 @@ import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.actions import audit
 from appliance.console.render import form_field, page
+from appliance.console.snippets import key_usage
 from appliance.errors import Conflict, ShammahError
-from appliance.origin import is_loopback
 from appliance.store.keys import NAME_LIMIT, Device
 from appliance.store.usage import DAY, HOUR, KEYLESS, UsagePoint, floor
 
@@ -114,9 +113,7 @@ async def create(request: Request) -> HTTPResponse:
         "device_key.html",
         section="devices",
         device=device,
-        secret=secret,
-        address=f"{request.scheme}://{request.host}/v1",
-        here=is_loopback(urlsplit(f"//{request.host}").hostname or ""),
+        **key_usage(request, secret),
     )
 
 

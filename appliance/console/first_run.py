@@ -17,7 +17,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from appliance.console.actions import audit
 from appliance.console.login import Throttle, begin_session, secret_field
 from appliance.console.render import back, form_field, page
-from appliance.console.snippets import base_url, names_this_machine, snippets
+from appliance.console.snippets import key_usage
 from appliance.errors import Conflict, InvalidSettings, ShammahError
 from appliance.model.bundle import list_bundles
 from appliance.origin import is_loopback, trusted_loopback
@@ -226,7 +226,7 @@ async def _key_page(
 ) -> HTTPResponse:
     devices = await asyncio.to_thread(request.app.ctx.store.keys.list)
     names = [device.name for device in devices if not device.revoked]
-    return _page(request, "key", problem, name=name, devices=names, **_usage(request, key))
+    return _page(request, "key", problem, name=name, devices=names, **key_usage(request, key))
 
 
 async def show_try(request: Request) -> HTTPResponse:
@@ -258,7 +258,7 @@ def _try_page(
         question=question or QUESTION,
         max_question=MAX_QUESTION,
         answer=answer,
-        **_usage(request, key),
+        **key_usage(request, key),
     )
 
 
@@ -282,11 +282,6 @@ async def _ask(request: Request, key: str, question: str) -> tuple[str | None, s
             return str(data["choices"][0]["message"]["content"] or ""), None
         except (httpx.HTTPError, ValueError):  # a key of letters that no header may have is a ValueError
             return None, "The box did not answer. Try again; if it stays so, look into its log."
-
-
-def _usage(request: Request, key: str) -> dict[str, Any]:
-    url = base_url(request)
-    return {"key": key, "url": url, "local": names_this_machine(url), "snippets": snippets(url, key)}
 
 
 # -- all together ---------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from sanic import Blueprint, HTTPResponse, Request
 
-from appliance.console.acts import in_words
+from appliance.console.acts import in_words, path_of
+from appliance.console.adapters import before_serving
 from appliance.console.needs import Need, find_needs
 from appliance.console.render import page
 from appliance.console.resources import Resources, read_resources
 from appliance.console.usage import usage
 from appliance.learning.service import LearningStatus
-from appliance.learning.switch import APPLIANCE, lineage
+from appliance.learning.switch import APPLIANCE
 from appliance.served import read_served
 from appliance.store.audit import AuditEntry
 from appliance.store.owner import password_set
@@ -93,8 +94,7 @@ def overview(ctx: Any) -> Overview:
     """Read the cards' figures. Blocking."""
     serving = ctx.engine.adapter
     switches = ctx.store.adapters.switches(SWITCHES_READ)
-    line = lineage(switches)
-    before = line[: line.index(serving)] if serving in line else line
+    before = before_serving(ctx, switches)
     return Overview(
         model=ctx.bundle.manifest.name,
         adapter=serving,
@@ -131,7 +131,7 @@ def happened(ctx: Any) -> list[Happening]:
 def _act(entry: AuditEntry) -> Happening:
     bad = entry.action in ("login.failed", "login.throttled", "adapter.withdraw")
     text = in_words(entry)
-    return Happening(entry.at, entry.actor, text, "bad" if bad else "plain", "")
+    return Happening(entry.at, entry.actor, text, "bad" if bad else "plain", path_of(entry))
 
 
 def _ended(run: Run) -> Happening:

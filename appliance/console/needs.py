@@ -71,7 +71,7 @@ def find_needs(
             add(
                 "warn",
                 "A new adapter passed every check, and waits for you.",
-                f"/runs/{last.id}",
+                f"/adapters/{last.adapter}" if last.adapter else f"/runs/{last.id}",
                 "Look at it",
             )
         elif last.state == "failed":
@@ -97,9 +97,9 @@ def find_needs(
             "Keep it, or not",
         )
     if not learning.enabled:
-        add("info", "Learning is switched off.", "/settings", "Settings")
+        add("info", "Learning by itself is switched off.", "/settings/lora", "Settings")
     if not overview.collecting:
-        add("info", "Collecting from devices is switched off.", "/settings", "Settings")
+        add("info", "Collecting from devices is switched off.", "/settings/collect", "Settings")
     if protected and not devices:
         add(
             "info", "No device has a key yet, so none but this machine can ask.", "/devices", "Give one a key"

@@ -13,6 +13,7 @@ from sanic import Blueprint, HTTPResponse, Request
 from sanic.response import html
 
 from appliance.console.actions import audit
+from appliance.console.paging import Sheet, page_number, sheet
 from appliance.console.queue import device_names
 from appliance.console.render import back, form_field, page, render
 from appliance.errors import InvalidRequest, ShammahError
@@ -27,25 +28,13 @@ class Review:
     """Some of the drafts that wait for the owner, newest first.
 
     Attributes:
-        start: how many newer ones are not among them.
-        total: how many there are in all.
+        sheet: which of them.
         devices: what devices are called, by id.
     """
 
     waiting: tuple[Example, ...]
-    start: int
-    total: int
+    sheet: Sheet
     devices: dict[str, str]
-
-    @property
-    def end(self) -> int:
-        """How many there are with these and the newer ones."""
-        return self.start + len(self.waiting)
-
-    @property
-    def newer(self) -> int | None:
-        """Where the page before this one starts; None when this is the first."""
-        return max(0, self.start - SHOWN) if self.start else None
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -55,23 +44,22 @@ def add_routes(blueprint: Blueprint) -> None:
     blueprint.add_route(decide, "/review", methods=["POST"], name="decide")
 
 
-def review(ctx: Any, start: int = 0) -> Review:
-    """What the owner should look at, from the `start`th on; the last page when that is too far. Blocking."""
+def review(ctx: Any, number: int) -> Review:
+    """A page of what the owner should look at. Blocking."""
     examples = ctx.store.examples
-    total = examples.review_count()
-    start = max(0, min(start, (total - 1) // SHOWN * SHOWN))
-    return Review(tuple(examples.review(SHOWN, start)), start, total, device_names(ctx))
+    part = sheet(number, examples.review_count(), SHOWN)
+    return Review(tuple(examples.review(SHOWN, part.start)), part, device_names(ctx))
 
 
 async def show(request: Request) -> HTTPResponse:
     """The inbox."""
-    found = await asyncio.to_thread(review, request.app.ctx, _start(request))
+    found = await asyncio.to_thread(review, request.app.ctx, page_number(request))
     return page(request, "review.html", section="review", review=found)
 
 
 async def part(request: Request) -> HTTPResponse:
     """The drafts of a page that is open."""
-    found = await asyncio.to_thread(review, request.app.ctx, _start(request))
+    found = await asyncio.to_thread(review, request.app.ctx, page_number(request))
     return html(render("parts/review.html", review=found))
 
 
@@ -95,10 +83,3 @@ async def decide(request: Request) -> HTTPResponse:
     if accept:
         return back(request, "It will be learnt in the next run.")
     return back(request, "Dropped: nothing is learnt from it. The queue has it under Excluded.")
-
-
-def _start(request: Request) -> int:
-    try:
-        return int(request.args.get("from") or 0)
-    except ValueError:
-        return 0

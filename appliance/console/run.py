@@ -15,8 +15,9 @@ from sanic.response import file_stream, html
 
 from appliance.console.actions import audit
 from appliance.console.charts import Axis, Series, line_chart, plain
+from appliance.console.paging import page_number
 from appliance.console.render import back, number, page, render, wants_fragment
-from appliance.console.runs import live, page_number
+from appliance.console.runs import live
 from appliance.errors import NotFound, ShammahError
 from appliance.learning.batch import Split, read_frozen
 from appliance.learning.canary import Trial, load_trial

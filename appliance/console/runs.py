@@ -13,6 +13,7 @@ from sanic.response import html
 
 from appliance.console.actions import audit
 from appliance.console.charts import Axis, Series, line_chart, plain
+from appliance.console.paging import Sheet, page_number, sheet
 from appliance.console.render import back, form_field, page, render, wants_fragment, when
 from appliance.errors import InvalidRequest, ShammahError
 from appliance.learning.progress import RunProgress
@@ -39,24 +40,18 @@ class Listing:
     """A page of the list.
 
     Attributes:
-        tabs: the filters: path, and name with the number of runs.
+        tabs: the filters: path, name and number of runs.
         path: of this page.
-        newer: path of the page before; None on the first.
-        older: path of the page after; None on the last.
-        first: number of the first run shown, from 1.
-        total: how many the filter lets through.
+        sheet: which page.
         any: whether there has been any run at all.
         chart: what the last runs did for held-out examples; empty when too few have measured it.
     """
 
     runs: tuple[Run, ...]
-    tabs: tuple[tuple[str, str], ...]
+    tabs: tuple[tuple[str, str, int], ...]
     tab: str
     path: str
-    newer: str | None
-    older: str | None
-    first: int
-    total: int
+    sheet: Sheet
     any: bool
     chart: Markup
 
@@ -80,23 +75,17 @@ def listing(ctx: Any, state: RunState | None, number: int) -> Listing:
     """A page of the list, by its number from 1; beyond the last, the last. Blocking."""
     counts = ctx.store.runs.counts()
     everything = sum(counts.values())
-    total = everything if state is None else counts[state]
-    last = max(1, -(-total // PAGE))
-    number = min(number, last)
+    shown = sheet(number, everything if state is None else counts[state], PAGE)
     return Listing(
-        runs=tuple(ctx.store.runs.list(PAGE, (number - 1) * PAGE, state)),
+        runs=tuple(ctx.store.runs.list(PAGE, shown.start, state)),
         tabs=tuple(
-            (_path(which), f"{name} ({everything if which is None else counts[which]:,})")
-            for which, name in FILTERS
+            (_path(which), name, everything if which is None else counts[which]) for which, name in FILTERS
         ),
         tab=_path(state),
-        path=_path(state, number),
-        newer=_path(state, number - 1) if number > 1 else None,
-        older=_path(state, number + 1) if number < last else None,
-        first=(number - 1) * PAGE + 1,
-        total=total,
+        path=_path(state, shown.number),
+        sheet=shown,
         any=everything > 0,
-        chart=_chart(ctx) if state is None and number == 1 else Markup(),
+        chart=_chart(ctx) if state is None and shown.number == 1 else Markup(),
     )
 
 
@@ -141,14 +130,6 @@ async def cancel(request: Request) -> HTTPResponse:
         return back(request, error.message, "bad")
     await audit(request, "cancel", **({"run": wanted} if wanted else {}))
     return back(request, "The run is being stopped. Its examples go back to the queue.")
-
-
-def page_number(request: Request) -> int:
-    """The page of a list that is asked for, from 1."""
-    text = request.args.get("page", "1")
-    if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text)):
-        raise InvalidRequest("There is no such page: pages are counted from 1.", param="page")
-    return int(text)
 
 
 def _state(request: Request) -> RunState | None:

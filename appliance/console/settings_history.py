@@ -9,6 +9,7 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.actions import OWNER
+from appliance.console.paging import Sheet, page_number, sheet
 from appliance.console.render import back, page
 from appliance.console.setting_fields import Shown, show
 from appliance.console.settings import notices, outcome
@@ -42,9 +43,7 @@ class History:
     """A page of the list."""
 
     entries: list[Entry]
-    total: int
-    number: int
-    pages: int
+    sheet: Sheet
     found: Page
 
 
@@ -70,11 +69,9 @@ def add_routes(blueprint: Blueprint) -> None:
 
 def history(ctx: Any, number: int) -> History:
     """A page of the list, newest first. Blocking."""
-    total = ctx.store.changes.count()
-    pages = max(1, -(-total // A_PAGE))
-    number = min(max(number, 1), pages)
-    changes = ctx.store.changes.list(A_PAGE, (number - 1) * A_PAGE)
-    return History([_entry(change) for change in changes], total, number, pages, ctx.settings.page())
+    part = sheet(number, ctx.store.changes.count(), A_PAGE)
+    changes = ctx.store.changes.list(A_PAGE, part.start)
+    return History([_entry(change) for change in changes], part, ctx.settings.page())
 
 
 def detail(ctx: Any, change_id: int) -> Detail:
@@ -93,9 +90,7 @@ def detail(ctx: Any, change_id: int) -> Detail:
 
 async def show_list(request: Request) -> HTTPResponse:
     """The list."""
-    asked = request.args.get("page") or "1"
-    number = int(asked) if asked.isdecimal() and len(asked) < 10 else 1
-    found = await asyncio.to_thread(history, request.app.ctx, number)
+    found = await asyncio.to_thread(history, request.app.ctx, page_number(request))
     return page(
         request,
         "settings_history.html",

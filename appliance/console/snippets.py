@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from sanic import Request
 
@@ -58,6 +59,12 @@ class Snippet:
     name: str
     title: str
     text: str
+
+
+def key_usage(request: Request, key: str) -> dict[str, Any]:
+    """What the page with a new key shows (`parts/key_usage.html`)."""
+    url = base_url(request)
+    return {"key": key, "url": url, "local": names_this_machine(url), "snippets": snippets(url, key)}
 
 
 def snippets(url: str, key: str) -> tuple[Snippet, ...]:

@@ -153,8 +153,8 @@ def test_names_that_are_also_acts_have_pages(shown: Daemon) -> None:
     assert shown.get("/adapters/%3Cscript%3E").status_code == 404
     assert shown.get("/adapters/..%2F..%2Fstore.db/file").status_code == 404
     assert shown.get("/adapters/current/file").status_code == 404
-    for number in ("0", "-1", "x", "99999999999", "2"):
-        assert "Base model" in shown.get(f"/adapters?page={number}").text
+    assert "Base model" in shown.get("/adapters?page=9999").text
+    assert shown.get("/adapters?page=x").status_code == 400
 
 
 # -- acts, without scripts --------------------------------------------------------------------

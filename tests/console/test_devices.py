@@ -70,18 +70,19 @@ def test_a_key_is_shown_once_and_nowhere_else(box: Daemon, store: Store, open_pa
     expect(page.get_by_role("heading", level=1)).to_have_text(f"The key of {HOSTILE}")
     key = page.locator("#key").inner_text()
     assert re.fullmatch(r"sk-shammah-[\w-]{43}", key)
-    command = page.locator("#try").inner_text()
+    page.get_by_text("curl", exact=True).click()
+    command = page.locator("#snippet-curl").inner_text()
     assert command.startswith(f"curl {box.url}/v1/chat/completions")
     assert f"Bearer {key}" in command
     check_sound(page, "device-key")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the key").click()
-    expect(page.locator("#copied")).to_have_text("Copied.")
+    expect(page.get_by_role("button", name="Copied")).to_be_focused()
     assert page.evaluate("navigator.clipboard.readText()") == key
     # As on a network without HTTPS, where pages have no clipboard.
     page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
-    page.get_by_role("button", name="Copy the command").click()
-    expect(page.locator("#copied")).to_have_text("Copied.")
+    page.get_by_role("button", name="Copy the curl example").click()
+    expect(page.get_by_role("button", name="Copied")).to_have_count(2)
 
     response = caught.value
     assert response.status == 200
@@ -117,7 +118,7 @@ def test_the_copy_buttons_need_scripts_and_the_rest_does_not(box: Daemon, open_p
     page.get_by_role("button", name="Make its key").click()
     assert page.get_by_role("button", name="Copy").count() == 0
     assert ask(box, page.locator("#key").inner_text()).status_code == 200
-    page.get_by_role("link", name="All devices").click()
+    page.get_by_role("link", name="Devices", exact=True).last.click()
     row = page.locator("#devices li", has_text="Radio")
     expect(row).to_contain_text("Not learnt from")
     expect(row.locator("dd").nth(0)).to_have_text("1")

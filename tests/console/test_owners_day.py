@@ -60,7 +60,8 @@ def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Ca
     page.get_by_role("button", name="Train now").click()
     expect(page.locator(".flash-good")).to_contain_text("on its way")
     expect(page.locator("#home")).to_contain_text("Run in progress")
-    page.get_by_role("button", name="Stop this run").click()
+    page.get_by_text("Stop this run").click()
+    page.get_by_role("button", name="Yes, stop it").click()
     expect(page.locator(".flash-good")).to_contain_text("being stopped")
 
     go("Adapters")

@@ -1,4 +1,4 @@
-// What the playground's pages share: reading an answer as it comes, copying it, times in a list to choose from.
+// What the playground's pages share: reading an answer as it comes, times in a list to choose from.
 
 export const LOST = "The connection to the box was lost. Check that it is on, then send again.";
 export const LOGGED_OUT = "Your session has ended. Log in again in another tab, then send this once more.";
@@ -40,36 +40,6 @@ export function address(form, path, first) {
   }
   return `${path}?${query}`;
 }
-
-async function copy(text) {
-  // Without TLS a page has no clipboard of its own, and on a home network there mostly is none.
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const area = document.createElement("textarea");
-  area.value = text;
-  area.className = "visually-hidden";
-  document.body.append(area);
-  area.select();
-  const done = document.execCommand("copy");
-  area.remove();
-  if (!done) throw new Error("refused");
-}
-
-document.documentElement.dataset.scripts = "";
-document.addEventListener("click", async (event) => {
-  const button = event.target.closest("[data-copy]");
-  if (!button) return;
-  const text = button.closest("article").querySelector("[data-copied]")?.textContent ?? "";
-  const label = button.querySelector("span");
-  try {
-    await copy(text);
-    button.classList.add("copied");
-    label.textContent = "Copied";
-  } catch {
-    label.textContent = "This browser does not let the page copy";
-  }
-  button.title = label.textContent;
-  button.focus();
-});
 
 const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 

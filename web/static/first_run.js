@@ -1,32 +1,6 @@
-// Copying with one press, and an answer that streams. Without this script the texts can be marked and
-// copied, and the form brings the answer with the next page.
+// An answer that streams. Without this script the form brings it with the next page.
 
 const LOST = "The box did not answer. Check that it is on, then ask again.";
-
-async function copy(source) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(source.textContent);
-  // Browsers have a clipboard only on https and loopback; marked text can be copied everywhere.
-  getSelection().selectAllChildren(source);
-  if (!document.execCommand("copy")) throw new Error("not copied");
-}
-
-for (const button of document.querySelectorAll("[data-copy]")) {
-  const label = button.innerHTML;
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    const source = document.getElementById(button.dataset.copy);
-    try {
-      await copy(source);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(source);
-      button.textContent = "Marked: copy it with the keyboard";
-    }
-    setTimeout(() => {
-      button.innerHTML = label;
-    }, 3000);
-  });
-}
 
 async function* deltas(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();

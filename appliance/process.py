@@ -1,0 +1,189 @@
+"""The daemon as a process: one to a home, what it listens on, the signals it obeys, what it tells people."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sanic import Sanic
+
+from appliance import served
+from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
+from appliance.files import remove_durably, write_atomic
+from appliance.home import Home
+from appliance.learning.switch import APPLIANCE
+from appliance.origin import is_loopback
+from appliance.restart import Restart
+from appliance.settings.editor import SettingsEditor
+from appliance.store.owner import create_setup_token
+
+logger = logging.getLogger(__name__)
+# Its lines are written whatever `[server] log_level` says: without them nobody gets in.
+first_run = logging.getLogger("appliance.first_run")
+
+LOG_BYTES = 5_000_000
+BACKLOG = 512
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where an address that means all of them is reached from this machine."""
+
+
+def split_bind(bind: str) -> tuple[str, int]:
+    """HOST:PORT (or [IPv6]:PORT) in two.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ConfigError(f"{bind!r} is not HOST:PORT, e.g. 127.0.0.1:8080", param="server.bind")
+    return host.strip("[]"), int(port)
+
+
+def configure_logging(home: Home, level: str) -> None:
+    """Log to stderr, for the journal, and to a rotated file under `logs/`."""
+    file = logging.handlers.RotatingFileHandler(
+        home.logs / "shammah.log", maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8"
+    )
+    logging.basicConfig(
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[logging.StreamHandler(), file],
+        force=True,
+    )
+    first_run.setLevel(logging.INFO)
+    for noisy in ("asyncio", "apscheduler", "watchfiles", "sanic.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def only_daemon(home: Home) -> Iterator[None]:
+    """Hold the home's lock; the kernel lets go of it however this process ends."""
+    with (home.root / "daemon.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"A daemon is already running on {home.root}.") from error
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket, made here: Sanic would only log that it cannot make one, and exit with 0."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise Unavailable(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from error
+    sock.setblocking(False)
+    return sock
+
+
+def stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
+    """Leave on SIGTERM, SIGINT or a restart. Sanic's own handlers forget a signal during a listener."""
+    wanted = asyncio.Event()
+    restart.stops_by(wanted.set)
+
+    def for_good() -> None:
+        restart.forget()
+        wanted.set()
+
+    async def catch(app: Sanic[Any, Any]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            app.loop.add_signal_handler(number, for_good)
+
+    async def leave(app: Sanic[Any, Any]) -> None:
+        await wanted.wait()
+        while not app.state.is_running:
+            await asyncio.sleep(0.02)
+        app.stop(terminate=False)
+
+    # Twice, and before others that take time: in between Sanic sets both signals to be ignored.
+    app.register_listener(catch, "before_server_start")
+    app.register_listener(catch, "after_server_start")
+    app.add_task(leave(app))
+
+
+def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
+    """Read the settings again on SIGHUP. To a daemon in a terminal it means that the terminal is gone."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return
+
+    async def reload() -> None:
+        try:
+            taken = await asyncio.to_thread(settings.reload, APPLIANCE)
+        except ShammahError as error:
+            logger.error("The settings stay as they are: %s", error)
+        else:
+            logger.info("Read config.toml again: %s", ", ".join(item.key for item in taken) or "nothing new")
+
+    @app.after_server_start
+    async def catch(app: Sanic[Any, Any]) -> None:
+        app.loop.add_signal_handler(signal.SIGHUP, lambda: app.add_task(reload()))
+
+
+def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
+    """Tell people where the console is, and the command line how to reach this daemon."""
+
+    app.ctx.host = host
+
+    @app.after_server_start
+    async def started(app: Sanic[Any, Any]) -> None:
+        record = {
+            "pid": os.getpid(),
+            "host": host,
+            "port": port,
+            "token": app.ctx.local_token,
+            "started": app.ctx.started_at,
+        }
+        write_atomic(home.daemon, json.dumps(record))
+        served.came_up(home, app.ctx.bundle.manifest)
+        shown = _in_url(host)
+        logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
+
+    @app.before_server_stop
+    async def stopping(app: Sanic[Any, Any]) -> None:
+        remove_durably(home.daemon)
+        app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)
+
+
+def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
+    """Print the link by which the owner chooses a password. A new start makes a new one."""
+
+    @app.after_server_start
+    async def invite(app: Sanic[Any, Any]) -> None:
+        here = _LOOPBACK_OF.get(host, host)
+        token = await asyncio.to_thread(create_setup_token, app.ctx.store)
+        if not (insecure or is_loopback(here)):
+            first_run.info(
+                "This box is not set up, and serves nobody at %s until it has a password: run "
+                "`shammah console password` on it, or let it listen on 0.0.0.0 or 127.0.0.1 to set it up "
+                "in a browser.",
+                host,
+            )
+            return
+        first_run.info("Set up this box: http://%s:%d/setup?token=%s", _in_url(here), port, token)
+        where = (
+            "It works from the network too, because of --insecure."
+            if insecure
+            else f"Open it on this machine; from another, first run: ssh -L {port}:{_in_url(here)}:{port} BOX"
+        )
+        first_run.info("The link works once, until the next start. %s", where)
+        if here != host:
+            first_run.info(
+                "The box listens on %s, but serves %s until it has a password.",
+                host,
+                "everybody, because of --insecure," if insecure else "only this machine",
+            )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
