@@ -38,7 +38,7 @@ def routes() -> list[tuple[str, str]]:
     api.setup(app)
     console.setup(app)
     return sorted(
-        (method, "/" + re.sub(r"<[^>]*>", "x", route.path))
+        (method, "/" + re.sub(r"<[^>]*>", "x", re.sub(r"<[^>]*:int>", "1", route.path)))
         for route in app.router.routes
         for method in route.methods
     )
