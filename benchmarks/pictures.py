@@ -208,9 +208,7 @@ def take_pictures(box: Box, url: str, out: Path) -> None:
         box.asked = page.url.partition("chat=")[2].partition("&")[0]
         for name, path in pages(box).items():
             page.goto(url + path)
-            photograph(
-                page, out, name, WIDE, "dark" if name in ("playground", "adapters") else "light"
-            )
+            photograph(page, out, name, WIDE, "dark" if name in ("playground", "adapters") else "light")
         page.goto(url)
         photograph(page, out, "home-phone", PHONE, "dark")
         browser.close()

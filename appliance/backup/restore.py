@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,7 +123,10 @@ def asides(home: Home) -> list[Aside]:
     found = []
     for path in home.root.glob(f"{_ASIDE}*"):
         if _ASIDE_NAME.fullmatch(path.name) and path.is_dir():
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            size = 0
+            for file in path.rglob("*"):
+                with suppress(FileNotFoundError):  # it is being deleted
+                    size += file.lstat().st_size
             stamp = path.name.removeprefix(_ASIDE)[:16]
             at = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
             found.append(Aside(path.name, at, size))
