@@ -247,8 +247,7 @@ def test_upload_is_checked_and_the_page_follows(
 ) -> None:
     file = small(tmp_path / "my <b>größter adapter.safetensors", bundle)
     page = open_page(f"{shown.url}/adapters", PHONE, scripts=False)
-    page.get_by_text("Upload an adapter").click()
-    page.get_by_label("Adapter file").set_input_files(file)
+    page.locator("input[type=file]").set_input_files(file)
     page.get_by_role("button", name="Upload", exact=True).click()
     said(page, "my-b-groter-adapter is here")
     live = open_page(page.url)
@@ -321,7 +320,7 @@ def test_two_hundred_adapters_come_in_pages_and_at_once(shown: Daemon) -> None:
             store.runs.update(run.id, state="rejected", adapter=name)
     answer = shown.get("/adapters?page=3", headers={"Accept-Encoding": "identity"})
     assert answer.text.count('<li id="row-many') == 30
-    assert "Page 3 of " in answer.text
+    assert "61\u201390 of " in answer.text
     seconds = []
     for _ in range(5):
         began = time.perf_counter()

@@ -32,7 +32,7 @@ def test_what_needs_the_owner_leads_there(box: Daemon, open_page: OpenPage) -> N
     page = open_page(box.url, PHONE, scripts=False)
     needs = page.locator(".needs")
     expect(needs).to_contain_text("2 drafts to review")
-    expect(needs).to_contain_text("Learning is switched off")
+    expect(needs).to_contain_text("Learning by itself is switched off")
     needs.get_by_role("link", name="Review").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Needs review")
     # The way back is in the menu, which opens without scripts.

@@ -100,13 +100,10 @@ def test_one_backup_at_a_time(locked: Daemon) -> None:
 def test_addresses_that_no_page_has(locked: Daemon) -> None:
     huge = "9" * 4_500
     with logged_in(locked) as client:
-        for path in (
-            f"/audit?before={huge}",
-            f"/audit?before={2**70}",
-            f"/settings/history?page={huge}",
-            f"/review?from={huge}",
-        ):
-            assert client.get(path).status_code == 200, path[:40]
+        for before in (huge, 2**70):
+            assert client.get(f"/audit?before={before}").status_code == 200
+        for path in ("/adapters", "/review", "/runs", "/settings/history"):
+            assert client.get(f"{path}?page={huge}").status_code == 400, path
         assert client.get(f"/settings/history/{2**70}").status_code == 404
         undone = client.post(f"/settings/history/{2**70}/undo")
         assert undone.status_code == 303
