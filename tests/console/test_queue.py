@@ -260,7 +260,7 @@ def test_deleting_is_forgetting_and_offers_to_train_anew(
     expect(page.locator("main")).to_contain_text(FIRST)
     # Not while a run goes on.
     going = store.runs.create("person", 1)
-    page.get_by_role("link", name="Delete").click()
+    page.get_by_role("link", name="Forget").click()
     expect(page.locator("main")).to_contain_text(f"{going.id} is going on")
     expect(page.get_by_role("button", name="Forget")).to_be_disabled()
     store.runs.update(going.id, state="cancelled")
