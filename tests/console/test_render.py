@@ -4,10 +4,13 @@ import base64
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
+from jinja2.nodes import Call, Getattr, Import, Name
 
+from appliance.console.assets import web_root
 from appliance.console.render import (
     FLASH_COOKIE,
     adapter_title,
@@ -138,3 +141,21 @@ def test_a_message_fits_into_a_cookie(text: str) -> None:
     payload = flash(text, "bad")
     assert len(FLASH_COOKIE) + len(base64.urlsafe_b64encode(payload)) < 4_000
     assert len(json.loads(payload)["message"]) >= min(len(text), 200)
+
+
+def test_every_template_imports_the_macros_it_uses() -> None:
+    """Parts are also rendered alone, without the page that has them."""
+    env = environment()
+    pages = env.list_templates()
+    parsed = {
+        name: env.parse(Path(web_root(), "templates", name).read_text(encoding="utf-8")) for name in pages
+    }
+    modules = {node.target for tree in parsed.values() for node in tree.find_all(Import)}
+    assert {"ui", "words"} <= modules
+    for name, tree in parsed.items():
+        called = {
+            call.node.node.name
+            for call in tree.find_all(Call)
+            if isinstance(call.node, Getattr) and isinstance(call.node.node, Name)
+        }
+        assert called & modules <= {node.target for node in tree.find_all(Import)}, name
