@@ -124,7 +124,8 @@ def test_a_bad_adapter_is_rolled_back_by_its_ratings(
     assert "answers drew a complaint" in ended["reason"]
     line = next(row for row in daemon.get("/v1/adapters").json()["data"] if row["name"] == NAME)
     assert line["withdrawn"] in ended["reason"]
-    assert "Withdrawn" in daemon.get("/").text
+    assert "Withdrawn" in daemon.get("/adapters").text
+    assert "Withdrew" in daemon.get("/").text
     assert "is rolled back" in daemon.log
     assert status(daemon)["probation"] is None
     assert status(daemon)["retry_at"] > time.time()
