@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +19,9 @@ from appliance.console.render import back, form_field, page, render, wants_fragm
 from appliance.console.upload import received_file
 from appliance.errors import NotFound, ShammahError
 from appliance.learning.intake import fit_name
-from appliance.learning.replay import past
 from appliance.learning.service import LearningStatus
 from appliance.learning.switch import HISTORY
-from appliance.store.adapters import Switch
+from appliance.store.adapters import AdapterRow, Switch
 from appliance.store.runs import Run
 
 MAX_UPLOAD = 200_000_000
@@ -39,7 +39,7 @@ class Detail:
         serving: what answers now; None is the base model.
         run: the run that made it, if one did.
         runs: how many runs taught it, those before it in its line included.
-        examples: how many examples these learnt, as far as they are still kept.
+        examples: how many examples these were given in all.
         answers: how many answers it has given.
         children: those that grew from it.
         parent_known: the one it grew from has a page.
@@ -87,14 +87,14 @@ def detail(ctx: Any, name: str) -> Detail:
     (line,) = read_lines(ctx, [row], learning)
     switches = store.adapters.switches(HISTORY)
     before = before_serving(ctx, switches)
-    taught = past(store, name)
     others = store.adapters.list(reports=False)
+    taught = _taught_by(name, {other.name: other for other in others})
     return Detail(
         line=line,
         serving=ctx.engine.adapter,
         run=_run(store, row.run_id),
-        runs=len(taught.runs),
-        examples=taught.examples,
+        runs=len(taught),
+        examples=store.runs.examples(taught),
         answers=store.ratings.answers(name, 0.0),
         children=[other.name for other in others if other.parent == name],
         parent_known=any(other.name == row.parent for other in others),
@@ -102,6 +102,17 @@ def detail(ctx: Any, name: str) -> Detail:
         fallback=bool(before) and before[-1] == name,
         learning=learning,
     )
+
+
+def _taught_by(name: str | None, known: Mapping[str, AdapterRow]) -> set[str]:
+    """The runs behind an adapter: its own, and those of what it grew from."""
+    runs: set[str] = set()
+    while name is not None and (row := known.get(name)) is not None:
+        if row.run_id is None or row.run_id in runs:
+            break
+        runs.add(row.run_id)
+        name = row.parent
+    return runs
 
 
 def _run(store: Any, run_id: str | None) -> Run | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -156,6 +158,15 @@ class Runs:
             f"SELECT {_COLUMNS} FROM runs WHERE state IN ('queued', 'training', 'gating') ORDER BY seq"
         )
         return [_run(row) for row in rows]
+
+    def examples(self, run_ids: Collection[str]) -> int:
+        """How many examples these runs were given in all."""
+        return int(
+            self._db.value(
+                "SELECT total(examples) FROM runs WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps([*run_ids]),),
+            )
+        )
 
     def count(self) -> int:
         """How many runs there have been."""
