@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,9 +18,10 @@ from appliance.console.render import back, form_field, page, render, wants_fragm
 from appliance.console.upload import received_file
 from appliance.errors import NotFound, ShammahError
 from appliance.learning.intake import fit_name
+from appliance.learning.replay import runs_behind
 from appliance.learning.service import LearningStatus
 from appliance.learning.switch import HISTORY
-from appliance.store.adapters import AdapterRow, Switch
+from appliance.store.adapters import Switch
 from appliance.store.runs import Run
 
 MAX_UPLOAD = 200_000_000
@@ -88,7 +88,7 @@ def detail(ctx: Any, name: str) -> Detail:
     switches = store.adapters.switches(HISTORY)
     before = before_serving(ctx, switches)
     others = store.adapters.list(reports=False)
-    taught = _taught_by(name, {other.name: other for other in others})
+    taught, _ = runs_behind(name, {other.name: other for other in others}.get)
     return Detail(
         line=line,
         serving=ctx.engine.adapter,
@@ -102,17 +102,6 @@ def detail(ctx: Any, name: str) -> Detail:
         fallback=bool(before) and before[-1] == name,
         learning=learning,
     )
-
-
-def _taught_by(name: str | None, known: Mapping[str, AdapterRow]) -> set[str]:
-    """The runs behind an adapter: its own, and those of what it grew from."""
-    runs: set[str] = set()
-    while name is not None and (row := known.get(name)) is not None:
-        if row.run_id is None or row.run_id in runs:
-            break
-        runs.add(row.run_id)
-        name = row.parent
-    return runs
 
 
 def _run(store: Any, run_id: str | None) -> Run | None:

@@ -8,13 +8,14 @@ has learned is repeated: what the owner took back stays taken back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from appliance.config import TrainConfig
 from appliance.learning.batch import TAUGHT
 from appliance.learning.switch import APPLIANCE
 from appliance.store import Store
+from appliance.store.adapters import AdapterRow
 from appliance.store.examples import Example
 
 
@@ -82,16 +83,25 @@ def start(store: Store, serving: str | None, base_hash: str) -> str | None:
 
 def past(store: Store, serving: str | None) -> Past:
     """What a run builds on that goes on from that adapter."""
+    runs, whole = runs_behind(ancestor(store, serving), store.adapters.get)
+    return Past(runs, whole, *store.examples.count_replayable(runs))
+
+
+def runs_behind(name: str | None, find: Callable[[str], AdapterRow | None]) -> tuple[frozenset[str], bool]:
+    """The runs behind an adapter (its own, and those of what it grew from), and whether these are all.
+
+    Args:
+        name: the adapter; None for base, behind which there are none.
+        find: gives what is known of an adapter.
+    """
     runs: set[str] = set()
-    whole, name = True, ancestor(store, serving)
     while name is not None:
-        row = store.adapters.get(name)
+        row = find(name)
         if row is None or row.run_id is None or row.run_id in runs:
-            whole = False
-            break
+            return frozenset(runs), False
         runs.add(row.run_id)
         name = row.parent
-    return Past(frozenset(runs), whole, *store.examples.count_replayable(runs))
+    return frozenset(runs), True
 
 
 def count_new(examples: Sequence[Example]) -> int:

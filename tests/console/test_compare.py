@@ -9,28 +9,16 @@ import httpx
 import numpy as np
 import pytest
 from browsing import DESKTOP, NASTY, check_sound, opened
-from daemons import Daemon, accept_adapter, install_bundle
+from daemons import Daemon, accept_adapter
 from playwright.sync_api import Page, expect
 
 from appliance.adapters.file import AdapterMeta, read_adapter, tensor_key, write_adapter
 from appliance.console.compare import MARKED_WORDS, differences
-from appliance.home import Home
 from appliance.model.bundle import Bundle
 from appliance.store.adapters import AdapterRow
 
 OpenPage = Callable[..., Page]
 ONE, OTHER = "adapter_20261118T080000Z", "adapter_20261119T080000Z"
-
-
-@pytest.fixture(scope="module")
-def daemon(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A box that keeps one adapter ready beside the one in service, so that two others never are at once."""
-    home = Home(tmp_path_factory.mktemp("home")).ensure()
-    install_bundle(home, bundle)
-    home.config.write_text("[lora]\nenabled = false\n[model]\ndefault_max_tokens = 40\n")
-    running = Daemon(home).start()
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="module")
