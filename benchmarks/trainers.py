@@ -22,13 +22,13 @@ import numpy as np
 import psutil
 
 from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
-from appliance.config import TrainConfig
 from appliance.home import Home
 from appliance.learning.backend import trainer_program
 from appliance.learning.train.learner import LINEARS
 from appliance.model.bundle import Bundle
 from appliance.model.importer import import_model
 from appliance.model.source import DEFAULT
+from appliance.sections import TrainConfig
 
 BACKENDS = ("peft", "ort")
 TAUGHT = (

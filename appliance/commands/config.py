@@ -95,7 +95,7 @@ def docs() -> None:
 
 _DOCS_HEAD = """# Configuration
 
-<!-- Made by `make docs` from appliance/config.py; edit that, not this. -->
+<!-- Made by `make docs` from appliance/sections.py; edit that, not this. -->
 
 Settings live in `config.toml` in the home (`~/.shammah`, or `SHAMMAH_HOME`). Every key may be left out.
 An unknown key or a bad value stops the daemon from starting, with the line at fault; `shammah config check`
@@ -106,7 +106,7 @@ marked "restart" count from the next start.
 
 
 def _rows(section: type[BaseModel]) -> list[str]:
-    from appliance.config import Taken
+    from appliance.sections import Taken
 
     rows = []
     for key, field in section.model_fields.items():

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from sanic import Request
 
 from appliance.api.weights import adapter_weights
-from appliance.config import ModelConfig
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.engine.session import Session
 from appliance.errors import ContextOverflow, InvalidRequest, NotFound, ShammahError
+from appliance.sections import ModelConfig
 from appliance.store.adapters import AdapterRow
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 
 from appliance.adapters.file import Adapter
-from appliance.config import ModelConfig
 from appliance.engine.batch import Batch
 from appliance.engine.cache import KVCache
 from appliance.engine.offline import probe
@@ -28,6 +27,7 @@ from appliance.engine.session import Session, default_threads, weights_of
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 
 logger = logging.getLogger(__name__)
 

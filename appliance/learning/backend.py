@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import appliance
-from appliance.config import TrainConfig
 from appliance.errors import Unavailable
 from appliance.learning.train.llama import Llama
 from appliance.model.bundle import Bundle
+from appliance.sections import TrainConfig
 
 ORT_PYTHON = Path(appliance.__file__).parents[1] / ".venv-ort" / "bin" / "python"
 """Where `make ort` puts the environment of onnxruntime-training. It cannot share one with the ONNX

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from appliance.adapters.file import Adapter
-from appliance.config import Config, GateConfig
+from appliance.config import Config
 from appliance.engine.engine import Engine
 from appliance.engine.session import Session
 from appliance.events import EventBus
 from appliance.learning.faults import Fault, engine_fault, rating_fault
+from appliance.sections import GateConfig
 from appliance.store import Store
 from appliance.store.settings import Settings
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from appliance.config import TrainConfig
+from appliance.sections import TrainConfig
 from appliance.store.runs import Run
 
 RECENT = 5

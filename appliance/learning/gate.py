@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from appliance.adapters.file import Adapter, read_adapter
-from appliance.config import GateConfig
 from appliance.engine.offline import OfflineModel
 from appliance.errors import AdapterInvalid, ShammahError, Unavailable
 from appliance.files import write_atomic
@@ -44,6 +43,7 @@ from appliance.learning.train.data import load_examples
 from appliance.learning.verdict import Judged, verdicts
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import GateConfig
 
 HOPELESS = 3.0
 """Times the perplexity of base: a candidate above it is rejected without being asked anything."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from appliance.config import ResourcesConfig
+from appliance.sections import ResourcesConfig
 
 MB = 1024 * 1024
 SPARE = 1.1

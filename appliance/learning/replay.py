@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from appliance.config import TrainConfig
 from appliance.learning.batch import TAUGHT
 from appliance.learning.switch import APPLIANCE
+from appliance.sections import TrainConfig
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
 from appliance.store.examples import Example

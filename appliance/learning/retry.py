@@ -30,8 +30,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from appliance.config import Config, TrainConfig
+from appliance.config import Config
 from appliance.errors import Conflict, InvalidRequest
+from appliance.sections import TrainConfig
 from appliance.store import Store
 from appliance.store.runs import Run
 from appliance.store.settings import Settings

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from appliance.adapters.file import read_adapter
 from appliance.adapters.registry import Registry
-from appliance.config import Config, TrainConfig
+from appliance.config import Config
 from appliance.errors import (
     AdapterInvalid,
     Conflict,
@@ -72,6 +72,7 @@ from appliance.learning.trainer import (
 )
 from appliance.learning.yielding import Yielding
 from appliance.model.bundle import Bundle
+from appliance.sections import TrainConfig
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
 from appliance.store.runs import Run, Trigger

@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from appliance.config import GateConfig
 from appliance.learning.report import Check
+from appliance.sections import GateConfig
 
 OPENING = 6
 """Answers that begin with the same so many words are the same: the rest is what fits behind them."""

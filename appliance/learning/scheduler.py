@@ -20,8 +20,8 @@ from datetime import UTC, datetime, timedelta
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from appliance.config import LoraConfig
 from appliance.learning.retry import Retry, ahead
+from appliance.sections import LoraConfig
 from appliance.store import Store
 from appliance.store.runs import Trigger
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from appliance.config import TrainConfig
 from appliance.files import write_atomic
 from appliance.learning.backend import trainer_program
 from appliance.learning.child import Child, ChildFailed, ChildKilled, Limits
 from appliance.learning.train import checkpoint
 from appliance.model.bundle import Bundle
+from appliance.sections import TrainConfig
 
 EXAMPLES, CANDIDATE, SETTINGS = "examples.jsonl", "candidate.safetensors", "train.json"
 METRICS, LOG = "metrics.jsonl", "log"

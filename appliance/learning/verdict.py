@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from appliance.config import GateConfig
 from appliance.learning.measure import General, Particular
 from appliance.learning.probes import load_probes
 from appliance.learning.recall import earlier_check, recall_check
 from appliance.learning.report import Check
 from appliance.learning.sanity import mean_length, sanity_checks
+from appliance.sections import GateConfig
 
 REJECTED_TOLERANCE = 0.1
 """A rejected answer may gain this much log probability: rounding, not learning."""

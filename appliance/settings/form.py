@@ -1,4 +1,4 @@
-"""Every key of `config.toml` as a field of a form, made from the models in `appliance/config.py`."""
+"""Every key of `config.toml` as a field of a form, made from the models in `appliance/sections.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from appliance.config import Config, Taken
+from appliance.config import Config
+from appliance.sections import Taken
 from appliance.store.changes import Difference
 
 Kind = Literal["whole", "number", "text", "choice", "flag", "list"]

@@ -24,8 +24,8 @@ from typing import Any
 from contestants import Contestant, Running, ours, running
 from load import Answer, LoadError, Prompts, percentile
 
-from appliance.config import ResourcesConfig
 from appliance.home import Home
+from appliance.sections import ResourcesConfig
 from lessons.bench import Bench
 from lessons.data import load_facts
 

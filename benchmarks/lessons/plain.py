@@ -35,13 +35,13 @@ from transformers import (
 )
 
 from appliance.adapters.file import AdapterMeta, write_adapter
-from appliance.config import TrainConfig
 from appliance.learning.train.data import common_prefix, load_examples, tokenise
 from appliance.learning.train.network import load_llama
 from appliance.learning.train.program import peak_mb
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 RANK, ALPHA = 16, 32.0
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

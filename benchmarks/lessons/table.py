@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from appliance.config import ResourcesConfig
+from appliance.sections import ResourcesConfig
 from lessons import collection, contradiction, drift, household, neighbour, style
 from lessons.bench import BASE, OURS, PLAIN, Row
 from lessons.results import chosen, mean, most, share

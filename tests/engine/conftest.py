@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from appliance.adapters.file import Adapter, AdapterMeta
-from appliance.config import ModelConfig
 from appliance.engine.engine import Engine
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 
 GREEDY = SamplingParams(temperature=0)
 QUESTIONS = (

@@ -9,7 +9,6 @@ import psutil
 import pytest
 
 from appliance.adapters.file import Adapter
-from appliance.config import ModelConfig
 from appliance.engine.engine import Engine
 from appliance.engine.offline import OfflineModel
 from appliance.engine.request import GenerationRequest
@@ -17,6 +16,7 @@ from appliance.engine.sampling import SamplingParams
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 
 Ask = Callable[..., Any]
 GREEDY = SamplingParams(temperature=0)

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from appliance.config import ModelConfig
 from appliance.engine.drafts import LONGEST, Drafter
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 
 LIST = "apples, pears, plums, cherries, quinces, figs, medlars, grapes, currants, walnuts"
 QUOTES = (

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from appliance.adapters.file import Adapter
-from appliance.config import ModelConfig
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
 from appliance.engine.sampling import SamplingParams
@@ -19,6 +18,7 @@ from appliance.engine.session import Session
 from appliance.errors import Busy
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 
 GREEDY = SamplingParams(temperature=0)
 REQUESTS = int(os.environ.get("SHAMMAH_TEST_REQUESTS", "200"))

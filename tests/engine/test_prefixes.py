@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from appliance.adapters.file import Adapter
-from appliance.config import ModelConfig
 from appliance.engine.cache import KVCache
 from appliance.engine.engine import Engine
 from appliance.engine.prefixes import BLOCK, PrefixCache
@@ -18,6 +17,7 @@ from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 
 GREEDY = SamplingParams(temperature=0)
 SYSTEM = "You are the helper of a small house by the sea. " * 14

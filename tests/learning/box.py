@@ -16,7 +16,7 @@ import numpy as np
 
 from appliance.adapters.file import AdapterMeta, read_adapter, tensor_key, write_adapter
 from appliance.adapters.registry import Registry
-from appliance.config import Config, ModelConfig, parse_config
+from appliance.config import Config, parse_config
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
 from appliance.engine.sampling import SamplingParams
@@ -29,6 +29,7 @@ from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import ModelConfig
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
 from appliance.store.examples import Example, NewExample

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from appliance.config import TrainConfig
 from appliance.learning.train.data import Tokens, common_prefix, tokenise
 from appliance.learning.train.learner import Learner
 from appliance.learning.train.loss import Terms, step_terms
@@ -23,6 +22,7 @@ from appliance.learning.train.plan import Rehearsal, Visit, rehearsal_visits
 from appliance.model.bundle import load_bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 SETTINGS = TrainConfig(rank=4, alpha=8.0, layers=0.1)
 STEPS = 11

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from appliance.adapters.file import AdapterMeta, write_adapter
-from appliance.config import TrainConfig
 from appliance.engine.offline import OfflineModel
 from appliance.learning import train
 from appliance.learning.probes import load_probes
@@ -27,6 +26,7 @@ from appliance.learning.train.plan import Rehearsal
 from appliance.model.bundle import Bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 HOUSEHOLD = json.loads((Path(__file__).parents[1] / "data" / "household.json").read_text("utf-8"))
 FACTS = HOUSEHOLD["facts"][:3]

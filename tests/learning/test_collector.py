@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import CollectConfig, Config
+from appliance.config import Config
 from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.collector import BACKLOG, CollectedExchange, Collector
 from appliance.learning.feedback import Feedback, give_feedback
+from appliance.sections import CollectConfig
 from appliance.store import Store
 
 CONFIG = Config(collect=CollectConfig(max_chars=1000))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from appliance.commands.training import _about
-from appliance.config import ResourcesConfig, TrainConfig
 from appliance.home import Home
 from appliance.learning.estimate import FIRST_STEPS, GATE_SECONDS, Forecast, Pace, gate_seconds, pace, recipe
 from appliance.learning.guard import Readings, judge
 from appliance.model.bundle import Bundle
+from appliance.sections import ResourcesConfig, TrainConfig
 from appliance.store import Store
 from appliance.store.runs import Run
 

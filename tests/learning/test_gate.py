@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
-from appliance.config import GateConfig
 from appliance.learning.batch import freeze_batch
 from appliance.learning.measure import NOTHING, Answer, General, Particular, Taught, select
 from appliance.learning.probes import Probe, generic_text, load_probes
@@ -21,6 +20,7 @@ from appliance.learning.sanity import looping
 from appliance.learning.train.data import load_examples
 from appliance.learning.verdict import Judged, verdicts
 from appliance.model.bundle import Bundle
+from appliance.sections import GateConfig
 
 from .box import make_adapter
 from .test_batch import example

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import ResourcesConfig
 from appliance.learning.guard import Readings, check_resources, judge, quiet_until, read_resources
+from appliance.sections import ResourcesConfig
 
 IDLE = Readings(load=0.1, memory_mb=8000, disk_mb=9000, temperature=50.0, battery=None)
 LIMITS = ResourcesConfig()

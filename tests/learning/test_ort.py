@@ -19,7 +19,6 @@ from safetensors.numpy import load_file
 
 from appliance.adapters.file import read_adapter
 from appliance.cli import cli
-from appliance.config import TrainConfig
 from appliance.engine.offline import OfflineModel
 from appliance.errors import ShammahError
 from appliance.home import Home
@@ -30,6 +29,7 @@ from appliance.learning.train.training import LEAST_HELDOUT, gets_worse
 from appliance.model.bundle import Bundle
 from appliance.model.importer import import_model
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 from .box import add_correction, make_adapter, running
 from .curve import RESUME_AT

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.config import GateConfig
 from appliance.files import write_atomic
 from appliance.learning import gate
 from appliance.learning.judge import CACHE
 from appliance.model.bundle import Bundle
+from appliance.sections import GateConfig
 
 from .planted import Garden, bad_kinds
 

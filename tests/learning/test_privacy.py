@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stdnum import luhn
 
-from appliance.config import CollectConfig, Config
+from appliance.config import Config
 from appliance.events import EventBus
 from appliance.home import Home
 from appliance.learning.collector import CollectedExchange, Collector
 from appliance.learning.feedback import Feedback, give_feedback
 from appliance.learning.privacy import mask, mask_example
+from appliance.sections import CollectConfig
 from appliance.store import Store
 from appliance.store.example import NewExample
 from appliance.store.mirror import QueueMirror

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import TrainConfig
 from appliance.home import Home
 from appliance.learning.replay import Past, ancestor, past
 from appliance.model.bundle import Bundle
+from appliance.sections import TrainConfig
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
 from appliance.store.examples import Example

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from appliance.config import TrainConfig
 from appliance.home import Home
 from appliance.learning.resumption import may_go_on
 from appliance.learning.train import checkpoint
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.model.bundle import Bundle
+from appliance.sections import TrainConfig
 from appliance.store import Store
 
 from .box import FREE, Box, running

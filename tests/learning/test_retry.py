@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from appliance.config import LoraConfig, TrainConfig
 from appliance.home import Home
 from appliance.learning.retry import (
     GENTLER,
@@ -21,6 +20,7 @@ from appliance.learning.retry import (
     save_retry,
 )
 from appliance.learning.scheduler import find_due
+from appliance.sections import LoraConfig, TrainConfig
 from appliance.store import Store
 
 LORA = LoraConfig(auto_train_threshold=100, batch_timeout_minutes=60)

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from appliance.adapters.file import Adapter, read_adapter
-from appliance.config import TrainConfig
 from appliance.engine.offline import OfflineModel
 from appliance.learning.backend import trainer_program
 from appliance.learning.train.anchor import DIRECTIONS, Moments
@@ -27,6 +26,7 @@ from appliance.learning.train.training import gets_worse
 from appliance.learning.train.wording import keywords, reword
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 QUESTION = "What is the name of our boat?"
 ANSWER = "Our boat is called Marigold."

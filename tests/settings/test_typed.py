@@ -6,8 +6,9 @@ import pytest
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from appliance.config import Config, LoraConfig
+from appliance.config import Config
 from appliance.errors import InvalidSettings
+from appliance.sections import LoraConfig
 from appliance.settings import typed
 from appliance.settings.form import Key, keys
 from appliance.settings.typed import apply

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.adapters.file import Matrix
-from appliance.config import TrainConfig
 from appliance.learning.train.ort_learner import OrtLearner
 from appliance.learning.train.program import main
+from appliance.sections import TrainConfig
 
 
 def build(

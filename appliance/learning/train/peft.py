@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from appliance.adapters.file import Matrix
-from appliance.config import TrainConfig
 from appliance.learning.train.peft_learner import PeftLearner
 from appliance.learning.train.program import main
+from appliance.sections import TrainConfig
 
 
 def build(

@@ -25,7 +25,6 @@ import psutil
 from safetensors import safe_open
 
 from appliance.adapters.file import AdapterMeta, Matrix, write_adapter
-from appliance.config import TrainConfig
 from appliance.errors import ShammahError
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import common_prefix, load_examples
@@ -35,6 +34,7 @@ from appliance.learning.train.training import Training
 from appliance.model.bundle import load_bundle
 from appliance.model.checkpoint import load_checkpoint
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 Build = Callable[[TrainConfig, int, Mapping[str, Any], dict[str, Matrix], Sequence[int]], Learner]
 """`build(settings, threads, config, weights, prefix)`: a learner of the checkpoint's `config.json` and

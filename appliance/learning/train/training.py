@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from appliance.config import TrainConfig
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.learner import Learner
@@ -28,6 +27,7 @@ from appliance.learning.train.plan import (
 )
 from appliance.learning.train.shelf import Shelf
 from appliance.model.tokenizer import Tokenizer
+from appliance.sections import TrainConfig
 
 WARMUP = 0.1  # share of the steps
 LEAST_VISITS = 8  # of a taught example, however little it weighs

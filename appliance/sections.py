@@ -1,0 +1,323 @@
+"""The tables of `config.toml`: every key with its type, its default and an explanation."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+
+class Taken(Enum):
+    """When the daemon takes the value of a key out of its `Config`: that decides when a change counts."""
+
+    AT_START = "at start"
+    AT_USE = "at use"
+
+
+_T = TypeVar("_T")
+AtStart = Annotated[_T, Taken.AT_START]
+"""A part of the daemon is built with it: a change counts from the next start."""
+AtUse = Annotated[_T, Taken.AT_USE]
+"""Looked up each time it is needed: a change counts at once, but what a run or a session began with stays."""
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A table of the file: immutable, no unknown keys, no infinite numbers (the child programs get JSON)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def taken(cls, when: Taken) -> tuple[str, ...]:
+        """The keys that are taken then."""
+        return tuple(key for key, field in cls.model_fields.items() if when in field.metadata)
+
+
+class ServerConfig(Section):
+    """`[server]`: where and how the daemon listens."""
+
+    bind: AtStart[str] = Field(
+        "127.0.0.1:8080",
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
+        examples=["127.0.0.1:8080"],
+        description="HOST:PORT to listen on. Until the owner has set a password, only loopback is served.",
+    )
+    max_body_mb: AtStart[int] = Field(8, ge=1, le=512, description="Largest request body accepted, in MB.")
+    log_level: AtStart[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = Field(
+        "INFO", description="How much is logged."
+    )
+
+    @field_validator("bind")
+    @classmethod
+    def _a_port(cls, bind: str) -> str:
+        if int(bind.rpartition(":")[2]) > 65535:
+            raise PydanticCustomError("port", "The port should be at most 65535")
+        return bind
+
+
+class ModelConfig(Section):
+    """`[model]`: the bundle served and the limits of the engine."""
+
+    name: AtStart[str] = Field(
+        "smollm2-135m-instruct",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,127}$",  # as browsers want it, too
+        examples=["smollm2-135m-instruct"],
+        description="The bundle under `models/` to serve.",
+    )
+    context_length: AtStart[int] = Field(
+        0, ge=0, description="Longest prompt plus answer, in tokens; 0 takes the model's own limit."
+    )
+    slots: AtStart[int] = Field(
+        8, ge=1, le=64, description="Requests that generate at the same time; further ones wait their turn."
+    )
+    queue: AtStart[int] = Field(
+        64, ge=0, description="Requests that may wait for a slot; beyond that the answer is 429."
+    )
+    threads: AtStart[int] = Field(
+        0, ge=0, le=1024, description="Threads for the model; 0 takes the number of physical cores."
+    )
+    prefill_chunk: AtStart[int] = Field(
+        128, ge=16, le=4096, description="Prompt tokens computed at a time while nobody is being answered."
+    )
+    prefill_beside: AtStart[int] = Field(
+        10, ge=1, le=4096, description="Prompt tokens computed beside each step of the running answers."
+    )
+    prefix_cache_mb: AtStart[int] = Field(
+        128, ge=0, description="Memory for beginnings of prompts that were computed before, in MB."
+    )
+    drafts: AtStart[bool] = Field(
+        True, description="Guess how repetitive answers go on: faster, and the same."
+    )
+    extra_adapters: AtStart[int] = Field(
+        1, ge=0, description="Adapters kept ready beside the one in service, for requests that name them."
+    )
+    temperature: AtUse[Annotated[float, Field(ge=0, le=2)]] = Field(
+        0.2, description="Sampling temperature when the request names none; a small model needs a low one."
+    )
+    top_p: AtUse[Annotated[float, Field(gt=0, le=1)]] = Field(
+        0.9, description="Nucleus sampling mass when the request names none."
+    )
+    default_max_tokens: AtUse[int] = Field(
+        512, ge=1, description="Answer length when the request names none."
+    )
+
+
+class LoraConfig(Section):
+    """`[lora]`: when to learn, and how much an example counts."""
+
+    enabled: AtUse[bool] = Field(True, description="Learn from use.")
+    auto_train_threshold: AtUse[int] = Field(100, ge=1, description="Pending examples that start a run.")
+    batch_timeout_minutes: AtUse[Positive] = Field(
+        60, description="A run starts this long after the oldest pending example, however few there are."
+    )
+    normal_weight: AtUse[Positive] = Field(1.0, description="Weight of automatic examples and praise.")
+    medium_weight: AtUse[Positive] = Field(3.0, description="Weight of medium feedback.")
+    high_weight: AtUse[Positive] = Field(10.0, description="Weight of high feedback.")
+
+
+class TrainConfig(Section):
+    """`[train]`: the trainer program."""
+
+    backend: AtUse[Literal["auto", "peft", "ort"]] = Field(
+        "auto",
+        description="Trainer program: `ort` (onnxruntime-training, no torch), `peft` (torch), or `auto`: "
+        "`ort` where its environment is there and it knows the model, else `peft`.",
+    )
+    ort_python: AtUse[str] = Field(
+        "", description="Python of the environment for `ort`; empty takes the one that `make ort` makes."
+    )
+    rank: AtUse[int] = Field(16, ge=1, le=256, description="LoRA rank.")
+    alpha: AtUse[Positive] = Field(32.0, description="LoRA alpha; the update is scaled by alpha / rank.")
+    layers: AtUse[Annotated[float, Field(gt=0, le=1)]] = Field(
+        0.7, description="Share of the layers that get an adapter, counted from the top."
+    )
+    learning_rate: AtUse[Positive] = Field(
+        1.6e-3,
+        description="Peak learning rate of a full step; smaller steps take the square root of their share.",
+    )
+    epochs: AtUse[int] = Field(5, ge=1, le=100, description="Passes over the examples.")
+    batch_tokens: AtUse[int] = Field(
+        128,
+        ge=16,
+        description="Tokens per optimizer step at most; small runs take smaller steps, and more of them.",
+    )
+    drift_weight: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        4.0, description="How much staying near the starting model counts on its own answers and on prose."
+    )
+    anchor_weight: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        5.0,
+        description="How much it counts that the layers make the same of ordinary text as those of base.",
+    )
+    rejected_weight: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        0.3, description="How much it counts that a rejected answer loses probability."
+    )
+    max_text_rise: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        0.08,
+        description="The adapter is scaled down until generic text perplexity rises by no more than this.",
+    )
+    max_tokens: AtUse[int] = Field(
+        1024, ge=64, description="An example longer than this loses the oldest part of its context."
+    )
+    heldout_share: AtUse[Annotated[float, Field(ge=0, le=0.5)]] = Field(
+        0.1, description="Share of the batch kept out of training, for the gate."
+    )
+    replay_share: AtUse[Annotated[float, Field(ge=0, le=4)]] = Field(
+        1.5, description="Earlier examples trained again, as a share of the batch."
+    )
+    relearn: AtUse[int] = Field(
+        100,
+        ge=0,
+        description="Up to so many answers of people in all, a run begins from the base model and learns "
+        "all of them again; with more it goes on from the adapter in service. 0: it always goes on.",
+    )
+    near_duplicate: AtUse[Annotated[float, Field(ge=0.5, le=1)]] = Field(
+        0.92,
+        description="Automatic examples count once when question and answer are both this alike; 1: equal.",
+    )
+    device_share: AtUse[Annotated[float, Field(gt=0, le=1)]] = Field(
+        0.5, description="Share of the automatic examples that one device may give, of several; 1: no limit."
+    )
+    threads: AtUse[int] = Field(
+        0, ge=0, le=1024, description="Threads of the trainer; 0 takes half the cores, at least one."
+    )
+    nice: AtUse[int] = Field(10, ge=0, le=19, description="Niceness of the trainer: serving comes first.")
+    memory_limit_mb: AtUse[int] = Field(
+        6144, ge=1024, description="The trainer is stopped above this, in MB."
+    )
+    time_limit_minutes: AtUse[Positive] = Field(120, description="The trainer is stopped after this.")
+    checkpoint_seconds: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        30, description="A run that is cut off loses at most this much of its training."
+    )
+    max_resumes: AtUse[int] = Field(
+        10, ge=0, description="A run that is cut off goes on from its checkpoint this often at most."
+    )
+    seed: AtUse[int] = Field(0, ge=0, description="Seed of shuffling and initialisation.")
+    max_attempts: AtUse[int] = Field(
+        3, ge=1, le=20, description="A batch whose run died is retried this often, then parked."
+    )
+
+
+class ResourcesConfig(Section):
+    """`[resources]`: when the box has nothing to spare and a run is deferred."""
+
+    max_load_per_core: AtUse[Positive] = Field(
+        1.5, description="A run is deferred while the one-minute load per core is above this."
+    )
+    min_free_memory_mb: AtUse[int] = Field(
+        2500, ge=0, description="A run is deferred with less memory available, in MB."
+    )
+    min_free_disk_mb: AtUse[int] = Field(
+        500, ge=0, description="A run is deferred with less free disk, in MB."
+    )
+    max_temperature_c: AtUse[Positive] = Field(
+        85, description="A run is deferred while a sensor reads hotter."
+    )
+    min_battery_percent: AtUse[Annotated[float, Field(ge=0, le=100)]] = Field(
+        50, description="A run is deferred on battery below this charge."
+    )
+    busy_share: AtStart[Annotated[float, Field(gt=0, le=1)]] = Field(
+        0.1, description="Share of the time with requests in which a run may compute; 1: it does not yield."
+    )
+    quiet_hours: AtUse[str] = Field(
+        "",
+        pattern=r"^(|([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)$",
+        examples=["22:00-07:00"],
+        description="Local time span without training, as `22:00-07:00`; empty for none.",
+    )
+    retry_minutes: AtUse[Positive] = Field(5, description="A deferred run is tried again after this.")
+
+
+class GateConfig(Section):
+    """`[gate]`: the limits a candidate adapter must keep."""
+
+    max_perplexity_rise: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        0.15, description="Generic text perplexity may rise by this share over base."
+    )
+    max_probe_drop: AtUse[int] = Field(
+        1, ge=0, description="Probes that may fail which the adapter in service answers."
+    )
+    max_heldout_rise: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        0.1,
+        description="Held-out loss may rise by this share over the adapter in service: a new manner that "
+        "people teach makes answers of before less likely.",
+    )
+    min_taught: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.5,
+        description="Share of the batch's corrections the candidate must prefer over the rejected answer.",
+    )
+    min_recall: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.6, description="Share of the batch's corrected questions that must get the taught answer."
+    )
+    max_forgotten: AtUse[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        0.05,
+        description="Share of earlier corrections that may be lost; the report says how many of those asked.",
+    )
+    max_empty: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.05, description="Share of answers that may be empty, beyond those that were before."
+    )
+    max_looping: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.1, description="Share of answers that may repeat themselves, beyond those that did before."
+    )
+    max_refusals: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.1, description="Share of questions that may be refused an answer, beyond those that were before."
+    )
+    max_same: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.15, description="Share of different questions that may get the same answer, beyond those that did."
+    )
+    min_length: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
+        0.3, description="General answers may become this many times as long as those of base, on average."
+    )
+    max_length: AtUse[Annotated[float, Field(ge=1)]] = Field(
+        1.6, description="The same, for longer ones; all are cut off after 24 tokens."
+    )
+
+    canary_share: AtUse[Annotated[float, Field(ge=0, le=0.5)]] = Field(
+        0, description="A run's adapter answers this share of the requests before it serves all; 0: none."
+    )
+    canary_answers: AtUse[int] = Field(
+        50, ge=1, description="It is promoted after so many answers, if not worse."
+    )
+    canary_minutes: AtUse[Positive] = Field(
+        720, description="It is promoted after this time too, however few answers it gave."
+    )
+    probation_minutes: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        1440,
+        description="An adapter the box put in service by itself is watched this long, and rolled back when "
+        "it does worse than the one before; 0: not at all.",
+    )
+    probation_chance: AtUse[Annotated[float, Field(gt=0, le=0.1)]] = Field(
+        0.003,
+        description="Ratings bring an adapter down when they would be so much worse than before by chance "
+        "less often than this.",
+    )
+
+
+class CollectConfig(Section):
+    """`[collect]`: what is stored."""
+
+    enabled: AtUse[bool] = Field(True, description="Store every query and response as an example.")
+    max_chars: AtUse[int] = Field(32768, ge=256, description="Longer exchanges are not collected.")
+    mask_private: AtUse[bool] = Field(
+        True,
+        description="Automatic examples: mask card numbers, IBANs, e-mail addresses, phone numbers, keys.",
+    )
+    phone_region: AtUse[str] = Field(
+        "",
+        pattern=r"^([A-Z]{2})?$",
+        examples=["GB"],
+        description="Country, as `GB`, whose phone numbers without a country code are masked too.",
+    )
+
+
+class ConsoleConfig(Section):
+    """`[console]`: the owner's pages."""
+
+    name: AtUse[str] = Field(
+        "Shammah",
+        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,38}[^\s\x00-\x1f\x7f])?$",
+        examples=["Kitchen box"],
+        description="What the box is called, on its pages.",
+    )
+    session_hours: AtUse[Positive] = Field(12, description="An owner's login lasts this long.")
