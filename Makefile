@@ -10,13 +10,16 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test planted lint format install ort browser lock docs peers clean help
+.PHONY: run test planted box faults fuzz lint format install ort browser lock docs peers clean help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make run     set up and start the daemon on $(BIND)"
 	@echo "make test    set up and run all tests          (ARGS=\"tests/cli -x\" for some)"
 	@echo "make planted bad adapters of twenty kinds at the gate; minutes, and not part of make test"
+	@echo "make box     containers, a boot under systemd, a network of its own; needs root, not part of make test"
+	@echo "make faults  kills, full disks, jumping clocks against real daemons; not part of make test"
+	@echo "make fuzz    thousands of generated requests and files; not part of make test"
 	@echo "make ort     set up the trainer without torch  (make run does that, too)"
 	@echo "make lint    ruff and mypy                     (make format mends what can be mended)"
 	@echo "make docs    write docs/config.md from the code"
@@ -39,6 +42,15 @@ test: .venv/.dev .venv-ort/.done browser
 
 planted: .venv/.dev
 	$(BIN)/python -m pytest -m planted tests/learning/test_planted.py $(ARGS)
+
+box: .venv/.dev .venv-ort/.done
+	$(BIN)/python -m pytest -m box -v -s $(ARGS)
+
+faults: .venv/.dev .venv-ort/.done
+	$(BIN)/python -m pytest -m faults -v -s $(ARGS)
+
+fuzz: .venv/.dev
+	$(BIN)/python -m pytest -m fuzz -v -s $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
