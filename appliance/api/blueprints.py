@@ -10,6 +10,7 @@ from sanic.response import BaseHTTPResponse
 
 from appliance.api import completions, errors, health, learning, models, openapi
 from appliance.api.auth import identify, only_this_machine
+from appliance.failpoints import failpoint
 
 _V1 = (completions.blueprint, models.blueprint, learning.blueprint)
 
@@ -28,6 +29,7 @@ def setup(app: Sanic[Any, Any]) -> None:
 
 
 async def _start_clock(request: Request) -> None:
+    failpoint("loop.turn")
     request.ctx.began = time.monotonic()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, raw
 from sanic import json as json_response
@@ -20,13 +21,34 @@ STALLED_SECONDS = 60.0
 async def health(request: Request) -> HTTPResponse:
     """200 while the serving loop turns; 503 when a restart would help."""
     ctx = request.app.ctx
-    alive = ctx.engine.alive and ctx.engine.stats().stalled_seconds < STALLED_SECONDS
+    wrong = failing(ctx)
     body = {
-        "status": "ok" if alive else "failing",
+        "status": "failing" if wrong else "ok",
+        "reasons": wrong,
         "version": __version__,
         "uptime_seconds": round(time.time() - ctx.started_at, 1),
     }
-    return json_response(body, status=200 if alive else 503)
+    return json_response(body, status=503 if wrong else 200)
+
+
+def alive(ctx: Any) -> bool:
+    """Whether the box does its work: no restart would help. From any thread.
+
+    Args:
+        ctx: the app's context.
+    """
+    return not failing(ctx)
+
+
+def failing(ctx: Any) -> list[str]:
+    """What a restart would help against, for people; empty when all is well. From any thread."""
+    wrong = []
+    if not ctx.engine.alive:
+        wrong.append("The engine's thread is not running.")
+    stalled = ctx.engine.stats().stalled_seconds
+    if stalled >= STALLED_SECONDS:
+        wrong.append(f"A step of the engine has been going on for {stalled:.0f} seconds.")
+    return wrong
 
 
 @blueprint.get("/ready")

@@ -25,6 +25,7 @@ from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sequence import Sequence
 from appliance.engine.session import Session, default_threads, weights_of
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
+from appliance.failpoints import failpoint
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.sections import ModelConfig
@@ -330,6 +331,7 @@ class Engine:
     def _step(self) -> None:
         self._step_started = started = time.monotonic()
         try:
+            failpoint("engine.step")
             self._batch.step()
         except Exception:
             logger.exception("A step failed; its requests end with an error")
