@@ -48,6 +48,11 @@ class ServerConfig(Section):
     log_level: AtStart[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = Field(
         "INFO", description="How much is logged."
     )
+    stalled_seconds: AtUse[Annotated[float, Field(ge=1)]] = Field(
+        30,
+        description="The box counts as hung (`/health`, watchdog) when a step of the model takes longer. A model "
+        "that is much too large for the box may need more.",
+    )
 
     @field_validator("bind")
     @classmethod

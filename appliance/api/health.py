@@ -13,8 +13,6 @@ from appliance import __version__
 from appliance.api.metrics import CONTENT_TYPE
 
 blueprint = Blueprint("health")
-STALLED_SECONDS = 60.0
-"""A step takes well under a second; one this long means that the engine hangs."""
 
 
 @blueprint.get("/health")
@@ -46,7 +44,7 @@ def failing(ctx: Any) -> list[str]:
     if not ctx.engine.alive:
         wrong.append("The engine's thread is not running.")
     stalled = ctx.engine.stats().stalled_seconds
-    if stalled >= STALLED_SECONDS:
+    if stalled >= ctx.config.server.stalled_seconds:
         wrong.append(f"A step of the engine has been going on for {stalled:.0f} seconds.")
     return wrong
 
