@@ -50,8 +50,8 @@ class ServerConfig(Section):
     )
     stalled_seconds: AtUse[Annotated[float, Field(ge=1)]] = Field(
         30,
-        description="The box counts as hung (`/health`, watchdog) when a step of the model takes longer. A model "
-        "that is much too large for the box may need more.",
+        description="The box counts as hung (`/health`, watchdog) when a step of the model takes longer. "
+        "A model that is much too large for the box may need more.",
     )
 
     @field_validator("bind")
