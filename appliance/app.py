@@ -24,9 +24,9 @@ from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
 from appliance.api.errors import RouteErrors
+from appliance.api.exchange import Exchange
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
-from appliance.api.metrics import Metrics
 from appliance.config import Config
 from appliance.engine.constraint import Grammars
 from appliance.engine.engine import Engine
@@ -40,8 +40,11 @@ from appliance.learning.critique import draft_critique
 from appliance.learning.jobs import Jobs
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
+from appliance.logs import watch_tasks
+from appliance.metrics.exposition import Metrics
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.pulse import Pulse
 from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
@@ -129,7 +132,9 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         insecure: serve the network even before the owner has set a password.
         name: of the app, as Sanic wants each to have its own.
     """
-    app: Sanic[Any, Any] = Sanic(name, configure_logging=False, error_handler=RouteErrors())
+    app: Sanic[Any, Any] = Sanic(
+        name, configure_logging=False, error_handler=RouteErrors(), request_class=Exchange
+    )
     app.config.update(
         REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,
         REQUEST_TIMEOUT=60,
@@ -147,6 +152,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.start_seconds = time.monotonic() - _IMPORTED
     app.ctx.local_token = secrets.token_urlsafe(32)
     app.ctx.set_up = insecure or password_set(parts.store)
+    app.ctx.pulse = Pulse()
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
     api.setup(app)
@@ -155,6 +161,8 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
 
     @app.before_server_start
     async def start(app: Sanic[Any, Any]) -> None:
+        watch_tasks(asyncio.get_running_loop())
+        app.ctx.pulse.start()
         parts.engine.start()
         parts.mirror.start()
         drafts.start()
@@ -163,6 +171,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
+        app.ctx.pulse.stop()
         await asyncio.to_thread(parts.jobs.stop)
         await parts.learning.stop()
         drafts.stop()
@@ -249,7 +258,7 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
     sys.setswitchinterval(0.0005)
     host, port = process.split_bind(bind or config.server.bind)
     home.ensure()
-    process.configure_logging(home, config.server.log_level)
+    process.configure_logging(home, config.server)
     with process.only_daemon(home):
         again = _serve(home, config, host, port, insecure)
     if again:

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import json
 import logging
-import logging.handlers
 import os
 import signal
 import socket
@@ -17,13 +16,14 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import served
+from appliance import logs, served
 from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
 from appliance.learning.switch import APPLIANCE
 from appliance.origin import is_loopback
 from appliance.restart import Restart
+from appliance.sections import ServerConfig
 from appliance.settings.editor import SettingsEditor
 from appliance.store.owner import create_setup_token
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 # Its lines are written whatever `[server] log_level` says: without them nobody gets in.
 first_run = logging.getLogger("appliance.first_run")
 
-LOG_BYTES = 5_000_000
 BACKLOG = 512
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where an address that means all of them is reached from this machine."""
@@ -49,20 +48,10 @@ def split_bind(bind: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def configure_logging(home: Home, level: str) -> None:
-    """Log to stderr, for the journal, and to a rotated file under `logs/`."""
-    file = logging.handlers.RotatingFileHandler(
-        home.logs / "shammah.log", maxBytes=LOG_BYTES, backupCount=3, encoding="utf-8"
-    )
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[logging.StreamHandler(), file],
-        force=True,
-    )
+def configure_logging(home: Home, server: ServerConfig) -> None:
+    """Log as the settings say; how to get in is logged in any case."""
+    logs.configure(home.logs, server.log_level, server.log_format)
     first_run.setLevel(logging.INFO)
-    for noisy in ("asyncio", "apscheduler", "watchfiles", "sanic.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 @contextmanager

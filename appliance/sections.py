@@ -48,6 +48,21 @@ class ServerConfig(Section):
     log_level: AtStart[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = Field(
         "INFO", description="How much is logged."
     )
+    log_format: AtStart[Literal["auto", "text", "json", "journal"]] = Field(
+        "auto",
+        description="How log lines look: `text` for people, `json` for programs, `journal` for journald; "
+        "`auto` is `journal` when it is journald that reads them, else `text`.",
+    )
+    metrics: AtUse[Literal["local", "key", "open"]] = Field(
+        "key",
+        description="Who may read `/metrics`: `local` this machine and the owner, `key` also who has a "
+        "device's key, `open` everybody.",
+    )
+    stalled_seconds: AtUse[Annotated[float, Field(ge=1)]] = Field(
+        30,
+        description="The box counts as hung (`/health`, watchdog) when a step of the model takes longer. "
+        "A model that is much too large for the box may need more.",
+    )
 
     @field_validator("bind")
     @classmethod

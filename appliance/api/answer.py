@@ -90,6 +90,11 @@ class Answer:
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
+    @property
+    def outcome(self) -> str:
+        """How the first choice ended; "cut" when it did not, for its client left or the engine failed."""
+        return self.choices[0].finish_reason or "cut"
+
     def head(self, object_name: str) -> dict[str, Any]:
         """The fields every response and chunk starts with."""
         return {"id": self.id, "object": object_name, "created": self.created, "model": self.model}

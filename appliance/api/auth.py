@@ -27,7 +27,7 @@ async def only_this_machine(request: Request) -> None:
         NotSetUp: it comes from elsewhere, and nobody has set a password yet.
     """
     ctx = request.app.ctx
-    if ctx.set_up or trusted_loopback(request.ip, request.headers) or _is_local_command(request):
+    if ctx.set_up or on_this_machine(request):
         return
     # A password is never taken away again: it is not looked for any more once it was there.
     ctx.set_up = await asyncio.to_thread(password_set, ctx.store)
@@ -36,7 +36,7 @@ async def only_this_machine(request: Request) -> None:
 
 
 async def identify(request: Request) -> HTTPResponse | None:
-    """Request middleware: sets `request.ctx.device` and `request.ctx.owner`.
+    """Request middleware: sets `request.ctx.device`, `request.ctx.owner` and `request.ctx.caller`.
 
     Raises:
         Unauthorized: no credentials where they are needed, or wrong ones.
@@ -45,23 +45,45 @@ async def identify(request: Request) -> HTTPResponse | None:
     request.ctx.device = None
     request.ctx.owner = False
     if _is_local_command(request):
-        request.ctx.owner = True
+        request.ctx.owner, request.ctx.caller = True, "owner"
         return None
     token = _bearer(request)
     if token is not None and token.startswith(PREFIX):
         request.ctx.device = await asyncio.to_thread(request.app.ctx.store.keys.verify, token)
         if request.ctx.device is None:
             raise Unauthorized("This API key is not known here or was revoked. The owner can create another.")
+        request.ctx.caller = "device"
         _limit(request, request.ctx.device)
         return None
     # A web page of another site must not use the owner's browser to reach a keyless box.
     own_page = same_origin("POST", request.headers) or not _from_browser(request)
     request.ctx.owner = own_page and await _is_owner(request)
     if request.ctx.owner or (own_page and trusted_loopback(request.ip, request.headers)):
+        request.ctx.caller = "owner" if request.ctx.owner else "keyless"
         return None
     if token is None:
         raise Unauthorized("An API key is needed: send `Authorization: Bearer sk-shammah-…`.")
     raise Unauthorized("This is not a key of this box. The owner can create one.")
+
+
+async def admit_to_figures(request: Request) -> None:
+    """Let through whom `[server] metrics` allows.
+
+    Raises:
+        Unauthorized: it needs a key, or the key is wrong.
+        Forbidden: a key is not enough.
+    """
+    allowed = request.app.ctx.config.server.metrics
+    if allowed == "open":
+        return
+    await identify(request)
+    if allowed == "local" and not (request.ctx.owner or on_this_machine(request)):
+        raise Forbidden("Only this machine and the owner may read the figures (see server.metrics).")
+
+
+def on_this_machine(request: Request) -> bool:
+    """Whether it comes from a person or a program on this machine."""
+    return _is_local_command(request) or trusted_loopback(request.ip, request.headers)
 
 
 def device_of(request: Request) -> Device | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sanic import Request, Sanic
-from sanic.response import BaseHTTPResponse
 
 from appliance.api import completions, errors, health, learning, models, openapi
 from appliance.api.auth import identify, only_this_machine
+from appliance.api.exchange import completed
+from appliance.failpoints import failpoint
 
 _V1 = (completions.blueprint, models.blueprint, learning.blueprint)
 
@@ -22,19 +22,15 @@ def setup(app: Sanic[Any, Any]) -> None:
         app.blueprint(blueprint)
     app.blueprint(health.blueprint)
     app.blueprint(openapi.blueprint)
-    app.register_middleware(_start_clock, "request", priority=20)
+    app.register_middleware(_turn, "request", priority=20)
     app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
-    app.register_middleware(_count, "response")
-
-
-async def _start_clock(request: Request) -> None:
-    request.ctx.began = time.monotonic()
-
-
-async def _count(request: Request, response: BaseHTTPResponse) -> None:
-    metrics = request.app.ctx.metrics
-    endpoint = request.route.path if request.route else "none"
-    metrics.responses.labels(endpoint, response.status).inc()
-    metrics.latency.labels(endpoint).observe(
-        time.monotonic() - getattr(request.ctx, "began", time.monotonic())
+    app.add_signal(completed, "http.lifecycle.response")
+    app.ctx.metrics.offer(
+        "shammah_healthy",
+        "1 while no restart would help; see /health.",
+        lambda: float(health.alive(app.ctx)),
     )
+
+
+async def _turn(request: Request) -> None:
+    failpoint("loop.turn")

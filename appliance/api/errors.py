@@ -54,6 +54,8 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
 async def respond(request: Request, error: Exception) -> HTTPResponse:
     """Sanic's exception handler."""
     status, body = error_object(error)
+    if isinstance(error, ShammahError):
+        request.app.ctx.metrics.http.refused(error.code or error.type)
     if status >= 500 and not isinstance(error, ShammahError):
         logger.exception("%s %s failed", request.method, request.path, exc_info=error)
     headers = dict(getattr(error, "headers", None) or {})

@@ -65,7 +65,6 @@ def setup(app: Sanic[Any, Any]) -> None:
 
 async def admit(request: Request) -> HTTPResponse | None:
     """Let the owner in; send everybody else to the login, or say how to set a password."""
-    request.ctx.began = time.perf_counter()
     if not same_origin(request.method, request.headers):
         return page(
             request,

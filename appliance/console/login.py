@@ -122,7 +122,9 @@ async def log_in(request: Request) -> HTTPResponse:
     if not request.ctx.password_set:
         return back(request, to="/")
     wait = throttle.attempt(request.ip)
+    metrics = request.app.ctx.metrics
     if wait > 0:
+        metrics.http.login("throttled")
         if throttle.worth_noting(request.ip):
             await asyncio.to_thread(store.audit.add, request.ip, "login.throttled", {})
         problem = f"Too many attempts. Try again in {math.ceil(wait)} seconds."
@@ -130,8 +132,10 @@ async def log_in(request: Request) -> HTTPResponse:
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response
     if not await asyncio.to_thread(verify_password, store, secret_field(request, "password")):
+        metrics.http.login("failed")
         await asyncio.to_thread(store.audit.add, request.ip, "login.failed", {})
         return page(request, "login.html", status=401, problem="That is not the password.")
+    metrics.http.login("succeeded")
     throttle.succeeded(request.ip)
     await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
     return await begin_session(request, back(request, to="/"))

@@ -9,6 +9,8 @@ does an answer.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,11 @@ from appliance.engine.cache import KVCache
 from appliance.engine.prefixes import BLOCK, Key, PrefixCache
 from appliance.engine.sequence import Sequence
 from appliance.engine.session import Session
+from appliance.engine.timings import Timings
 from appliance.errors import Unavailable
+from appliance.logs import about
+
+logger = logging.getLogger(__name__)
 
 RELEASE_ABOVE = 256  # tokens; a shorter row's memory is kept for the next request
 DRAFTED_TOKENS = 16  # tokens of answers in a step up to which drafting is cheap
@@ -53,6 +59,7 @@ class Batch:
             drafts: whether to draft.
         """
         self.work = Work()
+        self.timings = Timings()
         self.failures: Counter[str] = Counter()
         """By weights: steps that failed, and answers that ended in numbers which are none."""
         self._cache = cache
@@ -79,6 +86,7 @@ class Batch:
 
     def join(self, sequence: Sequence, session: Session) -> None:
         """Give a sequence the lowest free slot and the session that will answer it."""
+        self.timings.queue.observe(time.monotonic() - sequence.queued)
         sequence.row = self._rows.index(None)
         sequence.session = session
         self._rows[sequence.row] = sequence
@@ -91,6 +99,7 @@ class Batch:
                 self._leave(sequence)
         answers = [sequence for sequence in self._sequences() if not sequence.prefilling]
         pieces = self._answers(answers) | self._pieces(self._beside if answers else self._chunk)
+        self.timings.batch.observe(len(pieces))
         for session in dict.fromkeys(sequence.session for sequence in pieces):
             assert session is not None
             self._run(session, {s: piece for s, piece in pieces.items() if s.session is session})
@@ -182,6 +191,7 @@ class Batch:
         """Take tokens from [n, vocab] logits: the next one, and on as long as they are the drafted ones."""
         drafted = piece[1:]
         sequence.length += bool(piece)
+        before = self.work.generated_tokens
         right = 0
         for row in logits:
             if not np.isfinite(row.max()):  # a single NaN or +inf shows there; -inf is a token ruled out
@@ -195,9 +205,21 @@ class Batch:
                 break
             right += 1
             sequence.length += 1
+        self._time(sequence, self.work.generated_tokens - before)
         sequence.drafter.learn(len(drafted), right)
         self.work.drafted_tokens += len(drafted)
         self.work.accepted_tokens += right
+
+    def _time(self, sequence: Sequence, tokens: int) -> None:
+        """So many tokens of an answer are there at once; each has taken its share of the time."""
+        now = time.monotonic()
+        if tokens and not sequence.spoke:
+            self.timings.first_token.observe(now - sequence.queued)
+        elif tokens:
+            share = (now - sequence.spoke) / tokens
+            for _ in range(tokens):
+                self.timings.next_token.observe(share)
+        sequence.spoke = now
 
     # -- slots and their memory ---------------------------------------------------------------
 
@@ -235,6 +257,8 @@ class Batch:
         """End an answer whose numbers mean nothing; what was computed of it is not kept."""
         assert sequence.session is not None
         self.failures[sequence.session.weights] += 1
+        with about(request=sequence.asked_by):
+            logger.error("The model gives numbers that are not finite; this answer ends with an error")
         sequence.emit(Unavailable("The model gives numbers that are not finite."))
         self._free(sequence)
 

@@ -24,7 +24,10 @@ from appliance.engine.prefixes import PrefixCache
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sequence import Sequence
 from appliance.engine.session import Session, default_threads, weights_of
+from appliance.engine.timings import Timings
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
+from appliance.failpoints import failpoint
+from appliance.logs import about
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.sections import ModelConfig
@@ -140,6 +143,11 @@ class Engine:
     def weights(self) -> Session:
         """What new requests are answered by."""
         return self._session
+
+    @property
+    def timings(self) -> Timings:
+        """How long things take."""
+        return self._batch.timings
 
     @property
     def alive(self) -> bool:
@@ -272,6 +280,7 @@ class Engine:
         Raises:
             Unavailable: it cannot be built, gives non-finite output, or is not what the gate tried.
         """
+        began = time.monotonic()
         async with self._swapping:
             session = self._extra.pop(weights_of(adapter), None)
             if session is None or expected is not None:
@@ -281,6 +290,7 @@ class Engine:
                 self._session = session
                 self._swaps += 1
             logger.info("Serving with %s", session.adapter or "base")
+            self.timings.switch.observe(time.monotonic() - began)
             del session  # or this frame would keep it alive through the next swap
             await asyncio.to_thread(self._reap)
 
@@ -330,14 +340,19 @@ class Engine:
     def _step(self) -> None:
         self._step_started = started = time.monotonic()
         try:
+            failpoint("engine.step")
             self._batch.step()
         except Exception:
-            logger.exception("A step failed; its requests end with an error")
-            self._fail(self._batch.abandon(), Unavailable("The model failed on this request."))
+            lost = self._batch.abandon()
+            of = " ".join(sequence.asked_by for sequence in lost if sequence.asked_by) or "nobody's"
+            logger.exception("A step failed; its requests end with an error: %s", of)
+            self._fail(lost, Unavailable("The model failed on this request."))
         finally:
             self._step_started = 0.0
             self._busy_seconds += time.monotonic() - started
 
     def _fail(self, sequences: list[Sequence], error: Unavailable) -> None:
         for sequence in sequences:
+            with about(request=sequence.asked_by):
+                logger.warning("No answer: %s", error)
             sequence.emit(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from appliance.engine.sampling import Sampler
 from appliance.engine.session import Session
 from appliance.engine.stops import StopMatcher
 from appliance.errors import InvalidRequest
+from appliance.logs import current_request
 from appliance.model.tokenizer import Tokenizer
 
 
@@ -32,6 +34,9 @@ class Sequence:
         block: identity of the last block it has.
         cached: prompt tokens that came from there.
         drafter: guesses how the answer goes on.
+        asked_by: id of the HTTP request behind it, for the log.
+        queued: when it came, on the monotonic clock.
+        spoke: when its last token was chosen; 0 before the first.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.length = self.kept = self.block = self.cached = 0
         self.drafter = Drafter(self.tokens)
+        self.asked_by = current_request()
+        self.queued, self.spoke = time.monotonic(), 0.0
         self._limit = limit
         self._eos = frozenset(tokenizer.eos_ids)
         self._sampler = Sampler(request.sampling, request.prompt)

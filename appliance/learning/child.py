@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import psutil
 
+from appliance import logs
 from appliance.learning.yielding import Yielding
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.03
 """A request competes with the program for this long at most."""
 WEIGH_SECONDS = 0.5
+_NAMES = {"peft": "trainer", "ort": "trainer", "gate": "gate", "importer": "import", "figures": "measure"}
+memory: dict[str, float] = {}
+"""What the programs that run now take, in bytes, by their name; weighed every `WEIGH_SECONDS`."""
 MB = 1024 * 1024
 
 
@@ -130,19 +134,25 @@ class Child:
                 process_group=0,
                 encoding="utf-8",
                 errors="replace",
+                env={**os.environ, logs.VARIABLE: logs.current_run()},
             )
+            name = _name(command)
             said: list[str] = []
             assert process.stdout is not None
             reader = threading.Thread(
-                target=_relay, args=(process.stdout, errors, on_event, said), name="child-output", daemon=True
+                target=logs.inheriting(_relay),
+                args=(process.stdout, errors, on_event, said),
+                name="child-output",
+                daemon=True,
             )
             try:
                 reader.start()
                 _be_modest(process.pid, limits.nice)
                 on_start(process.pid)
-                self._watch(process, limits, used)
+                self._watch(process, name, limits, used)
             finally:
                 _kill_group(process)
+                memory.pop(name, None)
                 reader.join(timeout=5)
                 process.stdout.close()
         if process.returncode < 0:
@@ -151,7 +161,7 @@ class Child:
             failure = ChildTooLarge if process.returncode == errno.ENOMEM else ChildFailed
             raise failure(said[-1] if said else _why(process.returncode, log))
 
-    def _watch(self, process: subprocess.Popen[str], limits: Limits, used: float) -> None:
+    def _watch(self, process: subprocess.Popen[str], name: str, limits: Limits, used: float) -> None:
         self.peak_mb = 0.0
         self.seconds, still, weighed, before = 0.0, False, 0.0, time.monotonic()
         try:
@@ -168,7 +178,7 @@ class Child:
                     raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
                 if now - weighed >= WEIGH_SECONDS:
                     weighed = now
-                    self._weigh(process.pid, limits.memory_mb)
+                    memory[name] = self._weigh(process.pid, limits.memory_mb) * MB
                 if self._yielding is not None and self._yielding.stands_still(now) != still:
                     still = not still
                     with contextlib.suppress(ProcessLookupError):
@@ -178,11 +188,18 @@ class Child:
             if still:
                 self._on_pause(False)
 
-    def _weigh(self, pid: int, limit: int) -> None:
+    def _weigh(self, pid: int, limit: int) -> float:
         used = resident_mb(pid)
         self.peak_mb = max(self.peak_mb, used)
         if used > limit:
             raise ChildTooLarge(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
+        return used
+
+
+def _name(command: Sequence[str]) -> str:
+    """What a program is called where all of them are counted."""
+    module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
+    return _NAMES.get(module.rpartition(".")[2], "other")
 
 
 def _be_modest(pid: int, nice: int) -> None:

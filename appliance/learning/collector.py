@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ from appliance.config import Config
 from appliance.errors import ShammahError, StorageFull
 from appliance.events import EventBus
 from appliance.learning.privacy import mask_example
+from appliance.logs import about, current_request
 from appliance.store import Store
 from appliance.store.examples import NewExample
 from appliance.store.normalise import message_text, normalise
@@ -58,10 +59,21 @@ class CollectedExchange:
     source: str = "api"
     created: float = field(default_factory=time.time)
     with_tools: bool = False
+    request: str = field(default_factory=current_request)
+
+
+COLLECTED = "collected"
+OUTCOMES = (COLLECTED, "opted_out", "too_long", "disabled", "tools", "empty", "rejected", "withdrawn",
+            "judged", "corrected", "backlog", "failed")  # fmt: skip
+"""What may become of an exchange: an example, or why not."""
 
 
 class Collector:
-    """Takes exchanges from request handlers and stores them from a thread of its own."""
+    """Takes exchanges from request handlers and stores them from a thread of its own.
+
+    Attributes:
+        outcomes: how many exchanges ended how, since the start; see `OUTCOMES`.
+    """
 
     def __init__(
         self, store: Store, config: Config, events: EventBus, *, retry: float = RETRY_SECONDS
@@ -78,6 +90,7 @@ class Collector:
         self._stopping = False
         self._paused: str | None = None
         self._dropped = 0
+        self.outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         self._thread = threading.Thread(target=self._work, name="collector", daemon=True)
         self._thread.start()
 
@@ -96,6 +109,7 @@ class Collector:
             if len(self._waiting) >= BACKLOG:
                 self._waiting.popleft()
                 self._dropped += 1
+                self.outcomes["backlog"] += 1
                 self._settled += 1
             self._taken += 1
             self._waiting.append(exchange)
@@ -139,7 +153,7 @@ class Collector:
     def _store_batch(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
         """Store exchanges; returns those to try again later, when the store can take something."""
         try:
-            collected = self._write(batch)
+            outcomes = self._write(batch)
         except ShammahError as error:
             if error.status < 500:
                 return self._store_singly(batch, error)
@@ -148,7 +162,8 @@ class Collector:
         except Exception as error:
             return self._store_singly(batch, error)
         self._resume()
-        if collected:
+        self.outcomes.update(outcomes)
+        if collected := outcomes.count(COLLECTED):
             for _ in range(collected):
                 log.debug("Auto-collected query/response for training")
             self._events.publish("example.collected", pending=self._store.examples.count("pending"))
@@ -157,15 +172,17 @@ class Collector:
     def _store_singly(self, batch: list[CollectedExchange], error: Exception) -> list[CollectedExchange]:
         # One exchange that cannot be stored must neither take its neighbours along nor come back.
         if len(batch) == 1:
-            log.error("Completion %s could not be stored: %s", batch[0].completion_id, error)
+            with about(request=batch[0].request):
+                log.error("Completion %s could not be stored: %s", batch[0].completion_id, error)
+            self.outcomes["failed"] += 1
             return []
         return [left for exchange in batch for left in self._store_batch([exchange])]
 
-    def _write(self, batch: list[CollectedExchange]) -> int:
+    def _write(self, batch: list[CollectedExchange]) -> list[str]:
         with self._store.transaction():
-            return sum(self._write_one(exchange) for exchange in batch)
+            return [self._write_one(exchange) for exchange in batch]
 
-    def _write_one(self, exchange: CollectedExchange) -> bool:
+    def _write_one(self, exchange: CollectedExchange) -> str:
         # Texts that opted out, or are too long to learn from, are not kept: only that there was an answer.
         kept = exchange.store and self._fits(exchange)
         self._store.completions.record(
@@ -181,8 +198,12 @@ class Collector:
             prompt_tokens=exchange.prompt_tokens,
             completion_tokens=exchange.completion_tokens,
         )
-        if not (kept and self._config.collect.enabled and self._worth_learning(exchange)):
-            return False
+        if not kept:
+            return "too_long" if exchange.store else "opted_out"
+        if not self._config.collect.enabled:
+            return "disabled"
+        if (why := self._not_worth_learning(exchange)) is not None:
+            return why
         said = NewExample(
             kind="automatic",
             query=exchange.query,
@@ -198,31 +219,34 @@ class Collector:
         collect = self._config.collect
         new = mask_example(said, collect.phone_region) if collect.mask_private else said
         self._store.examples.add(new, unmasked=said)
-        return True
+        return COLLECTED
 
     def _fits(self, exchange: CollectedExchange) -> bool:
         size = len(exchange.response) + sum(len(message_text(message)) for message in exchange.messages)
         return max(size, len(exchange.query)) <= self._config.collect.max_chars
 
-    def _worth_learning(self, exchange: CollectedExchange) -> bool:
+    def _not_worth_learning(self, exchange: CollectedExchange) -> str | None:
+        """Why not; None when it is."""
         examples = self._store.examples
         if exchange.with_tools or exchange.finish_reason not in ("stop", "length"):
-            return False
+            return "tools"
         if not exchange.query.strip() or not exchange.response.strip():
-            return False
+            return "empty"
         if examples.is_rejected(exchange.query, exchange.response):
-            return False
+            return "rejected"
         if exchange.adapter is not None and self._store.adapters.is_withdrawn(exchange.adapter):
-            return False  # it was under way when the adapter was rolled back
+            return "withdrawn"  # it was under way when the adapter was rolled back
         feedback = examples.feedback_on(exchange.completion_id, exchange.query, exchange.response)
         if feedback is not None:
             # The person was faster than this thread: their word on the exchange is in the queue.
             if feedback.completion_id is None:
                 examples.update(feedback.id, completion_id=exchange.completion_id)
-            return False
+            return "judged"
         # Until a correction is learned the model goes on giving wrong answers, in ever new words.
         correction = examples.correction_of(exchange.query, exchange.messages)
-        return correction is None or normalise(correction.target or "") == normalise(exchange.response)
+        if correction is None or normalise(correction.target or "") == normalise(exchange.response):
+            return None
+        return "corrected"
 
     def _pause(self, error: ShammahError) -> None:
         if self._paused is None:

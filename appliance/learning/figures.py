@@ -30,6 +30,7 @@ from appliance.errors import ShammahError, Unavailable
 from appliance.files import write_atomic
 from appliance.learning.measure import GENERIC_TOKENS, General, measure_general
 from appliance.learning.probes import generic_text, load_probes
+from appliance.logs import configure_child
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 
@@ -221,4 +222,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    configure_child()
     sys.exit(main())

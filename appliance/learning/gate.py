@@ -41,6 +41,7 @@ from appliance.learning.probes import load_probes
 from appliance.learning.report import Check, build_report
 from appliance.learning.train.data import load_examples
 from appliance.learning.verdict import Judged, verdicts
+from appliance.logs import configure_child
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.sections import GateConfig
@@ -204,4 +205,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    configure_child()
     sys.exit(main())

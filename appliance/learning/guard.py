@@ -13,6 +13,7 @@ import psutil
 
 from appliance.sections import ResourcesConfig
 
+CAUSES = ("quiet_hours", "memory", "disk", "temperature", "battery", "load")
 MB = 1024 * 1024
 SPARE = 1.1
 """Memory that must be free for each MB that a run is expected to need."""
@@ -25,10 +26,12 @@ class Deferral:
     Attributes:
         reason: one sentence for a person.
         next_try: Unix time.
+        causes: what is short, in one word each; see `CAUSES`.
     """
 
     reason: str
     next_try: float
+    causes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,23 +88,27 @@ def judge(
 ) -> Deferral | None:
     """Compare readings with the limits; all that is short goes into the reason."""
     if not person and (end := quiet_until(config.quiet_hours, now)):
-        return Deferral(f"It is a quiet hour ({config.quiet_hours}).", end)
-    short = []
+        return Deferral(f"It is a quiet hour ({config.quiet_hours}).", end, ("quiet_hours",))
+    short: dict[str, str] = {}
     needed = max(config.min_free_memory_mb, round(needs_mb * SPARE))
     if readings.memory_mb < needed:
-        short.append(f"only {readings.memory_mb:.0f} MB of memory are free ({needed} needed)")
+        short["memory"] = f"only {readings.memory_mb:.0f} MB of memory are free ({needed} needed)"
     if readings.disk_mb < config.min_free_disk_mb:
-        short.append(f"only {readings.disk_mb:.0f} MB of disk are free ({config.min_free_disk_mb} needed)")
+        short["disk"] = f"only {readings.disk_mb:.0f} MB of disk are free ({config.min_free_disk_mb} needed)"
     if readings.temperature is not None and readings.temperature > config.max_temperature_c:
-        short.append(f"a sensor reads {readings.temperature:.0f} °C (limit {config.max_temperature_c:g})")
+        short["temperature"] = (
+            f"a sensor reads {readings.temperature:.0f} °C (limit {config.max_temperature_c:g})"
+        )
     if readings.battery is not None and readings.battery < config.min_battery_percent:
-        short.append(f"the battery is at {readings.battery:.0f}% ({config.min_battery_percent:g}% needed)")
+        short["battery"] = (
+            f"the battery is at {readings.battery:.0f}% ({config.min_battery_percent:g}% needed)"
+        )
     if not person and readings.load > config.max_load_per_core:
-        short.append(f"the load per core is {readings.load:.1f} (limit {config.max_load_per_core:g})")
+        short["load"] = f"the load per core is {readings.load:.1f} (limit {config.max_load_per_core:g})"
     if not short:
         return None
-    reason = "; ".join(short)
-    return Deferral(f"{reason[0].upper()}{reason[1:]}.", now + config.retry_minutes * 60)
+    reason = "; ".join(short.values())
+    return Deferral(f"{reason[0].upper()}{reason[1:]}.", now + config.retry_minutes * 60, tuple(short))
 
 
 def quiet_until(span: str, now: float) -> float | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,7 @@ from appliance.learning.trainer import (
     prepare,
 )
 from appliance.learning.yielding import Yielding
+from appliance.logs import about
 from appliance.model.bundle import Bundle
 from appliance.sections import TrainConfig
 from appliance.store import Store
@@ -193,6 +194,10 @@ class Runner:
 
     def carry_out(self, run: Run) -> Run:
         """Train, judge, and promote or reject, from where it is. Never raises for what a run may meet."""
+        with about(request="", run=run.id):  # who asked for it has been answered long ago
+            return self._carry_out(run)
+
+    def _carry_out(self, run: Run) -> Run:
         try:
             try:
                 if run.state == "queued":
@@ -225,7 +230,7 @@ class Runner:
     def recover(self) -> list[Run]:
         """Finish, one way or the other, the runs that were cut off. Only while none is going on."""
         done = []
-        for run in self._store.runs.unfinished():
+        for run in _each_named(self._store.runs.unfinished()):
             if orphans := kill_orphans(self._directory(run)):
                 logger.warning("Killed %d program(s) that a run cut off had left behind", orphans)
             logger.warning("%s was cut off while %s", run.id, run.state)
@@ -502,6 +507,13 @@ class Runner:
 
     def _note_pid(self, run: Run, pid: int) -> None:
         self._store.runs.update(run.id, pid=pid)
+
+
+def _each_named(runs: Sequence[Run]) -> Iterator[Run]:
+    """One after the other; what is logged meanwhile is about it."""
+    for run in runs:
+        with about(run=run.id):
+            yield run
 
 
 def _chosen(run: Run) -> int:

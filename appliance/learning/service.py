@@ -496,7 +496,8 @@ class Learning:
     def _defer(self, deferral: Deferral) -> None:
         if self._deferral is None or self._deferral.reason != deferral.reason:
             logger.info("Training deferred: %s", deferral.reason)
-            self._events.publish("run.deferred", reason=deferral.reason, next_try=deferral.next_try)
+            told = {"reason": deferral.reason, "next_try": deferral.next_try, "causes": list(deferral.causes)}
+            self._events.publish("run.deferred", **told)
         self._put_off(deferral)
 
     def _put_off(self, deferral: Deferral) -> None:

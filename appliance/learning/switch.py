@@ -206,7 +206,7 @@ class Switch:
 
     async def _rollback(self, actor: str, reason: str, skip: Collection[str]) -> str | None:
         name = await asyncio.to_thread(self._previous, skip)
-        await self._promote(name, reason, actor)
+        await self._promote(name, reason, actor, back=True)
         return name
 
     async def _withdraw(self, probation: Probation, settle: Callable[[], None]) -> bool:
@@ -216,7 +216,7 @@ class Switch:
             return False
         if self._engine.adapter == probation.adapter:
             name = await asyncio.to_thread(self._previous, (probation.adapter,))
-            await self._promote(name, probation.failed or "", APPLIANCE, settle=settle)
+            await self._promote(name, probation.failed or "", APPLIANCE, settle=settle, back=True)
         else:  # the start has found it broken, and serves something else already
             await asyncio.to_thread(self._end_probation, settle)
         return True
@@ -229,6 +229,7 @@ class Switch:
         fingerprint: tuple[int, ...] | None = None,
         probation_minutes: float = 0.0,
         settle: Callable[[], None] = lambda: None,
+        back: bool = False,
     ) -> None:
         before = self._engine.adapter
         adapter = None if name is None else await asyncio.to_thread(self._load, name, actor)
@@ -265,7 +266,7 @@ class Switch:
             raise
         self._serving = adapter.sha256 if adapter else None
         logger.info("In service: %s instead of %s (%s)", name or "base", before or "base", reason)
-        told = {"to": name, "from": before, "reason": reason, "actor": actor}
+        told = {"to": name, "from": before, "reason": reason, "actor": actor, "back": back}
         self._events.publish("adapter.promoted", **told)
 
     def _load(self, name: str, actor: str = APPLIANCE) -> Adapter:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import Histogram
+
 from appliance.errors import ShammahError, StorageFull, Unavailable
 from appliance.files import fsync_dir, storage_errors
 from appliance.store.migrations import migrate
@@ -41,6 +43,12 @@ class Database:
             Unavailable: it is damaged, locked, or from a newer release.
         """
         self.path = path
+        self.commits = Histogram(
+            "shammah_store_commit_seconds",
+            "Time that a transaction takes to reach the disk.",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+            registry=None,
+        )
         self._write_lock = threading.RLock()
         self._read_lock = threading.Lock()
         self._owner: int | None = None
@@ -109,7 +117,8 @@ class Database:
                     if outermost:
                         if self._failed:
                             raise RuntimeError("a part of this transaction has failed; nothing was kept")
-                        self._writer.execute("COMMIT")
+                        with self.commits.time():
+                            self._writer.execute("COMMIT")
                         touched = frozenset(self._touched)
             except BaseException:
                 self._failed = True

@@ -13,6 +13,7 @@ from typing import Any
 from appliance.adapters.file import Matrix
 from appliance.learning.train.ort_learner import OrtLearner
 from appliance.learning.train.program import main
+from appliance.logs import configure_child
 from appliance.sections import TrainConfig
 
 
@@ -37,4 +38,5 @@ def build(
 
 
 if __name__ == "__main__":
+    configure_child()
     sys.exit(main(build))

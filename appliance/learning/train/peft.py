@@ -11,6 +11,7 @@ import torch
 from appliance.adapters.file import Matrix
 from appliance.learning.train.peft_learner import PeftLearner
 from appliance.learning.train.program import main
+from appliance.logs import configure_child
 from appliance.sections import TrainConfig
 
 
@@ -32,4 +33,5 @@ def build(
 
 
 if __name__ == "__main__":
+    configure_child()
     sys.exit(main(build))

@@ -1,0 +1,1 @@
+"""What Prometheus is told: counted where it happens, or read from the live parts at a scrape."""
