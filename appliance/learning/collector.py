@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from appliance.config import Config
 from appliance.errors import ShammahError, StorageFull
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.learning.privacy import mask_example
 from appliance.store import Store
 from appliance.store.examples import NewExample
@@ -147,6 +148,7 @@ class Collector:
             return batch
         except Exception as error:
             return self._store_singly(batch, error)
+        failpoint("collect.stored")
         self._resume()
         if collected:
             for _ in range(collected):
@@ -181,6 +183,7 @@ class Collector:
             prompt_tokens=exchange.prompt_tokens,
             completion_tokens=exchange.completion_tokens,
         )
+        failpoint("collect.completion")
         if not (kept and self._config.collect.enabled and self._worth_learning(exchange)):
             return False
         said = NewExample(

@@ -22,6 +22,7 @@ from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.errors import AdapterInvalid, Conflict, NotFound, Pinned, ShammahError
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.learning.pin import Pin, load_pin, save_pin
 from appliance.learning.probation import Probation, begin_probation, load_probation, save_probation
 from appliance.store import Store
@@ -206,6 +207,7 @@ class Switch:
 
     async def _rollback(self, actor: str, reason: str, skip: Collection[str]) -> str | None:
         name = await asyncio.to_thread(self._previous, skip)
+        failpoint("promote.back")
         await self._promote(name, reason, actor)
         return name
 
@@ -259,10 +261,12 @@ class Switch:
             return
         await self._engine.swap(adapter, fingerprint)
         try:
+            failpoint("promote.swapped")
             await asyncio.to_thread(self._record, name, linked, reason, actor, follow)
         except Exception:
             await self._back_to(before)
             raise
+        failpoint("promote.recorded")
         self._serving = adapter.sha256 if adapter else None
         logger.info("In service: %s instead of %s (%s)", name or "base", before or "base", reason)
         told = {"to": name, "from": before, "reason": reason, "actor": actor}
@@ -323,8 +327,10 @@ class Switch:
                 )
                 save_probation(self._store.settings, None)
                 follow()
+                failpoint("promote.stated")
                 self._registry.set_current(name)
                 moved = True
+                failpoint("promote.linked")
         except BaseException:
             if moved:  # the link is made, but the history could not be written
                 self._registry.set_current(linked)
