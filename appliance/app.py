@@ -40,6 +40,7 @@ from appliance.learning.critique import draft_critique
 from appliance.learning.jobs import Jobs
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
+from appliance.leftovers import sweep
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.restart import Restart, start_again
@@ -160,6 +161,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         drafts.start()
         await parts.learning.start()
         await asyncio.to_thread(parts.jobs.start)
+        app.add_task(sweep(parts.home))
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:

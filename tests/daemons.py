@@ -94,6 +94,7 @@ class Daemon:
     home: Home
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -115,7 +116,7 @@ class Daemon:
                 [*command, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "SHAMMAH_HOME": str(self.home.root)},
+                env={**os.environ, "SHAMMAH_HOME": str(self.home.root), **self.environment},
             )
         if wait:
             self.wait_ready()

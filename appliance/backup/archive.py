@@ -198,8 +198,14 @@ def adopt(home: Home, draft: Path) -> Backup:
 
 
 def clear_leftovers(home: Home) -> None:
-    """Remove what a backup that was cut off left behind: it holds text."""
-    for path in home.backups.glob(f"{_WORK}*") if home.backups.is_dir() else ():
+    """Remove what a backup that was cut off left behind: it holds text. Not while one is being made."""
+    if home.backups.is_dir():
+        with suppress(Conflict), _alone(home):
+            _clear(home)
+
+
+def _clear(home: Home) -> None:
+    for path in home.backups.glob(f"{_WORK}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -249,7 +255,7 @@ def unpack(path: Path, place: Path) -> Manifest:
 
 @contextmanager
 def _work_place(home: Home) -> Iterator[str]:
-    clear_leftovers(home)
+    _clear(home)
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=home.backups) as work:
         yield work
 

@@ -191,6 +191,13 @@ def finish_restore(home: Home) -> bool:
     return True
 
 
+def clear_leftovers(home: Home) -> None:
+    """At the start of the daemon: remove what a restore that was cut off before its note has unpacked."""
+    if not pending(home):
+        shutil.rmtree(home.root / _STAGED, ignore_errors=True)
+        _clear_gone(home)
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """One act at a time: of two that unpack into the same place, each would mix with the other."""

@@ -124,7 +124,7 @@ class Collector:
                 self._condition.wait_for(lambda: self._waiting or self._stopping)
                 self._condition.wait_for(self._is_wanted, GATHER_SECONDS)
                 batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            left = self._store_batch(batch) if batch else []
+            left = self._stored(batch)
             with self._condition:
                 self._settled += len(batch) - len(left)
                 self._waiting.extendleft(reversed(left))
@@ -136,6 +136,13 @@ class Collector:
 
     def _is_wanted(self) -> bool:
         return self._stopping or self._settled < self._wanted or len(self._waiting) >= BATCH
+
+    def _stored(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
+        try:
+            return self._store_batch(batch) if batch else []
+        except Exception:  # what is told of it when it is stored reads from the disk, too
+            log.exception("Collection met an error; it goes on")
+            return []
 
     def _store_batch(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
         """Store exchanges; returns those to try again later, when the store can take something."""
