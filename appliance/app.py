@@ -144,7 +144,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     )
     for key, part in vars(parts).items():
         setattr(app.ctx, key, part)
-    app.ctx.started_at = time.time()
+    app.ctx.started_at, app.ctx.started = time.time(), time.monotonic()
     app.ctx.start_seconds = time.monotonic() - _IMPORTED
     app.ctx.local_token = secrets.token_urlsafe(32)
     app.ctx.set_up = insecure or password_set(parts.store)

@@ -24,7 +24,7 @@ async def health(request: Request) -> HTTPResponse:
     body = {
         "status": "ok" if alive else "failing",
         "version": __version__,
-        "uptime_seconds": round(time.time() - ctx.started_at, 1),
+        "uptime_seconds": round(time.monotonic() - ctx.started, 1),
     }
     return json_response(body, status=200 if alive else 503)
 

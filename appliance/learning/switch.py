@@ -261,7 +261,6 @@ class Switch:
             return
         await self._engine.swap(adapter, fingerprint)
         try:
-            failpoint("promote.swapped")
             await asyncio.to_thread(self._record, name, linked, reason, actor, follow)
         except Exception:
             await self._back_to(before)
@@ -321,6 +320,7 @@ class Switch:
         moved = False
         try:
             with self._store.transaction():
+                failpoint("promote.swapped")
                 self._store.adapters.record_switch(name, reason, actor)
                 self._store.audit.add(
                     actor, "adapter.promote", {"to": name, "from": linked, "reason": reason}

@@ -167,7 +167,7 @@ def forget_everywhere(box: Trial, tally: Tally) -> None:
         assert {store.examples.get(example).state for example in box.acknowledged} == {"pending"}
     box.daemon.stop()
     for file in box.home.root.rglob("*"):
-        if file.is_file() and "models" not in file.parts and file.name != "daemon.out":
+        if file.is_file() and "models" not in file.parts:
             assert word.encode() not in file.read_bytes(), file
     box.daemon.start()
 
@@ -228,9 +228,9 @@ def old_home(home: Home, bundle: Bundle) -> None:
     migrate(connection, STEPS[:1])
     connection.execute(
         "INSERT INTO examples (id, created, kind, state, query, response, target, weight, messages,"
-        " finish_reason, source, query_key, response_key, target_key, context_key) VALUES ('ex_old', 1e9, 'correction',"
-        " 'pending', 'Who?', 'Nobody.', 'Ada.', 10, '[{\"role\": \"user\", \"content\": \"Who?\"}]', 'stop',"
-        " 'api', 'q', 'r', 't', 'c')"
+        " finish_reason, source, query_key, response_key, target_key, context_key)"
+        " VALUES ('ex_old', 1e9, 'correction', 'pending', 'Who?', 'Nobody.', 'Ada.', 10,"
+        " '[{\"role\": \"user\", \"content\": \"Who?\"}]', 'stop', 'api', 'q', 'r', 't', 'c')"
     )
     connection.close()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -95,11 +95,14 @@ class Trial:
     daemon: Daemon
     bundle: Bundle
     acknowledged: set[str] = field(default_factory=set)
-    survived: list[str] = field(default_factory=list)
     _number: int = 0
+    _reached: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.spec = self.daemon.home.root.with_name(f"{self.daemon.home.root.name}.faults")
+        # Beside the home: what happens to its disk must not happen to these.
+        beside = Path(tempfile.mkdtemp(prefix="faults-"))
+        self.spec, self.daemon.output = beside / "spec", beside / "daemon.out"
+        self.daemon.output.touch()
         self.arm()
         self.daemon.environment[VARIABLE] = str(self.spec)
 
@@ -134,16 +137,22 @@ class Trial:
         for log in self.home.runs.glob("*/log"):
             log.write_text(self._text(log).replace(f"Failpoint {what}", f"It died at {what}"))
 
+    def reaches(self, what: str) -> None:
+        """Wait until the daemon or a child of it comes to a failpoint that does not kill it."""
+
+        def told() -> bool:
+            logs = map(self._text, self.home.runs.glob("*/log"))
+            times = sum(text.count(f"Failpoint {what}:") for text in (self.daemon.log, *logs))
+            return times > self._reached[what]
+
+        until(told, f"that {what} is reached")
+        self._reached[what] += 1
+
     @staticmethod
     def _text(path: Path) -> str:
         with suppress(FileNotFoundError):
             return path.read_text(errors="replace")
         return ""
-
-    def survive(self, fault: str) -> None:
-        """What must hold holds: say so."""
-        self.check(fault)
-        self.survived.append(fault)
 
     # -- what people do ---------------------------------------------------------------------------
 
@@ -281,8 +290,3 @@ class Trial:
 def backup_names(page: str) -> list[str]:
     """The archives that the console's page of backups names."""
     return sorted(set(re.findall(r"backup_\d{8}T\d{6}Z(?:-\d+)?\.tar\.gz", page)))
-
-
-def metrics(daemon: Daemon) -> dict[str, Any]:
-    """The status of training as a dictionary."""
-    return dict(json.loads(daemon.get("/v1/training/status").text))
