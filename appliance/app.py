@@ -40,6 +40,7 @@ from appliance.learning.critique import draft_critique
 from appliance.learning.jobs import Jobs
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
+from appliance.leftovers import sweep
 from appliance.logs import watch_tasks
 from appliance.metrics.exposition import Metrics
 from appliance.model.bundle import Bundle, load_bundle
@@ -148,7 +149,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     )
     for key, part in vars(parts).items():
         setattr(app.ctx, key, part)
-    app.ctx.started_at = time.time()
+    app.ctx.started_at, app.ctx.started = time.time(), time.monotonic()
     app.ctx.start_seconds = time.monotonic() - _IMPORTED
     app.ctx.local_token = secrets.token_urlsafe(32)
     app.ctx.set_up = insecure or password_set(parts.store)
@@ -168,6 +169,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         drafts.start()
         await parts.learning.start()
         await asyncio.to_thread(parts.jobs.start)
+        app.add_task(sweep(parts.home))
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:

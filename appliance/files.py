@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import StorageFull
+from appliance.failpoints import failpoint
 
 
 def fsync_dir(path: Path) -> None:
@@ -47,10 +48,12 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
+            failpoint("files.written")
             Path(temp).replace(path)
         except BaseException:
             Path(temp).unlink(missing_ok=True)
             raise
+        failpoint("files.replaced")
         fsync_dir(path.parent)
 
 
@@ -72,6 +75,7 @@ def replace_symlink(link: Path, target: str) -> None:
     with storage_errors(link.name):
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target)
+        failpoint("files.link")
         fresh.replace(link)
         fsync_dir(link.parent)
 

@@ -94,6 +94,9 @@ class Daemon:
     home: Home
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    output: Path | None = None
+    """What it prints, when that must not lie on the disk of its home."""
 
     @property
     def url(self) -> str:
@@ -106,16 +109,20 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        return (self.home.root / "daemon.out").read_text(errors="replace")
+        return self._output.read_text(errors="replace")
+
+    @property
+    def _output(self) -> Path:
+        return self.output or self.home.root / "daemon.out"
 
     def start(self, *arguments: str, wait: bool = True) -> Daemon:
         command = [sys.executable, "-m", "appliance.cli", "daemon", "--bind", f"127.0.0.1:{self.port}"]
-        with (self.home.root / "daemon.out").open("ab") as out:
+        with self._output.open("ab") as out:
             self.process = subprocess.Popen(
                 [*command, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "SHAMMAH_HOME": str(self.home.root)},
+                env={**os.environ, "SHAMMAH_HOME": str(self.home.root), **self.environment},
             )
         if wait:
             self.wait_ready()

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from appliance.adapters.file import SUFFIX, Adapter, read_adapter
 from appliance.errors import AdapterInvalid, Conflict, NotFound, ShammahError
+from appliance.failpoints import failpoint
 from appliance.files import fsync_dir, publish_file, remove_durably, replace_symlink, storage_errors
 from appliance.home import Home
 from appliance.model.bundle import Manifest
@@ -99,6 +100,7 @@ class Registry:
                 with temp.open("rb") as file:
                     os.fsync(file.fileno())
                 path.hardlink_to(temp)  # unlike a rename this fails when the name is taken
+                failpoint("adapters.linked")
                 temp.unlink()
                 fsync_dir(self.directory)
         except FileExistsError as error:

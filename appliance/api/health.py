@@ -25,7 +25,7 @@ async def health(request: Request) -> HTTPResponse:
         "status": "failing" if wrong else "ok",
         "reasons": wrong,
         "version": __version__,
-        "uptime_seconds": round(time.time() - ctx.started_at, 1),
+        "uptime_seconds": round(time.monotonic() - ctx.started, 1),
     }
     return json_response(body, status=503 if wrong else 200)
 

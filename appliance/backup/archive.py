@@ -28,6 +28,7 @@ from typing import IO, Any, Self
 from appliance import __version__
 from appliance.adapters.file import SUFFIX
 from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
+from appliance.failpoints import failpoint
 from appliance.files import publish_file, remove_durably, storage_errors
 from appliance.home import Home
 from appliance.store import Store
@@ -126,16 +127,20 @@ def create(home: Home, store: Store, model: str, base_hash: str) -> Backup:
             snapshot = Path(work) / "store.db"
             _need_room(home.root, home.store.stat().st_size)
             store.database.copy_to(snapshot)
+            failpoint("backup.copied")
             files = {"store.db": snapshot, **_files(home)}
             _need_room(home.root, sum(path.stat().st_size for path in files.values() if path.exists()))
             now = time.time()
             draft = Path(work) / "draft.tar.gz"
             current = home.current.readlink().name.removesuffix(SUFFIX) if home.current.is_symlink() else None
             _write(draft, files, Manifest(now, __version__, model, base_hash, current))
+            failpoint("backup.packed")
             manifest = verify(draft)
+            failpoint("backup.verified")
             draft.chmod(0o600)
             path = _free_name(home, now)
             publish_file(draft, path)
+            failpoint("backup.published")
     return Backup(path.name, path, path.stat().st_size, manifest)
 
 
@@ -193,8 +198,14 @@ def adopt(home: Home, draft: Path) -> Backup:
 
 
 def clear_leftovers(home: Home) -> None:
-    """Remove what a backup that was cut off left behind: it holds text."""
-    for path in home.backups.glob(f"{_WORK}*") if home.backups.is_dir() else ():
+    """Remove what a backup that was cut off left behind: it holds text. Not while one is being made."""
+    if home.backups.is_dir():
+        with suppress(Conflict), _alone(home):
+            _clear(home)
+
+
+def _clear(home: Home) -> None:
+    for path in home.backups.glob(f"{_WORK}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -244,7 +255,7 @@ def unpack(path: Path, place: Path) -> Manifest:
 
 @contextmanager
 def _work_place(home: Home) -> Iterator[str]:
-    clear_leftovers(home)
+    _clear(home)
     with tempfile.TemporaryDirectory(prefix=_WORK, dir=home.backups) as work:
         yield work
 

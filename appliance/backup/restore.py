@@ -25,6 +25,7 @@ from appliance.adapters.file import SUFFIX
 from appliance.backup.archive import Manifest, unpack
 from appliance.config import parse_config
 from appliance.errors import BundleError, Conflict, InvalidRequest, NotFound
+from appliance.failpoints import failpoint
 from appliance.files import fsync_dir, remove_durably, replace_symlink, storage_errors, write_atomic
 from appliance.home import Home
 from appliance.model.bundle import load_bundle
@@ -78,6 +79,7 @@ def stage(home: Home, archive: Path, actor: str) -> Manifest:
         place.mkdir(mode=0o700)
         try:
             manifest = unpack(archive, place)
+            failpoint("restore.unpacked")
             _check(home, place, manifest, actor)
             for directory, _, files in os.walk(place):
                 for name in files:
@@ -86,7 +88,9 @@ def stage(home: Home, archive: Path, actor: str) -> Manifest:
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
+        failpoint("restore.checked")
         _note(home, _STAGED, "aside")
+        failpoint("restore.noted")
     return manifest
 
 
@@ -170,17 +174,28 @@ def finish_restore(home: Home) -> bool:
                 # What was moved before a cut stands there already.
                 if _there(home.root / item) and not _there(old / item):
                     (home.root / item).rename(old / item)
+                    failpoint("restore.moved")
             fsync_dir(old)
             fsync_dir(home.root)
             note["phase"] = "place"
             write_atomic(home.root / _NOTE, json.dumps(note))
+            failpoint("restore.aside")
         for item in _ITEMS:
             if _there(source / item):
                 (source / item).rename(home.root / item)
+                failpoint("restore.placed")
         fsync_dir(home.root)
+        failpoint("restore.finished")
         shutil.rmtree(source, ignore_errors=True)  # empty, or gone if this was cut off at the next line
         remove_durably(home.root / _NOTE)
     return True
+
+
+def clear_leftovers(home: Home) -> None:
+    """At the start of the daemon: remove what a restore that was cut off before its note has unpacked."""
+    if not pending(home):
+        shutil.rmtree(home.root / _STAGED, ignore_errors=True)
+        _clear_gone(home)
 
 
 @contextmanager

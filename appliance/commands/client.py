@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     import httpx
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-# The file is written a moment after the process starts; a process younger than it is another one.
-_CLOCK_SLACK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def find_daemon(home: Home) -> Daemon | None:
     """The daemon that serves `home`; None when none does, also after a crash left its file behind."""
     try:
         data = json.loads(home.daemon.read_text(encoding="utf-8"))
-        pid, port, started = int(data["pid"]), int(data["port"]), float(data["started"])
+        pid, port = int(data["pid"]), int(data["port"])
         host, token = str(data["host"]), str(data["token"])
     except FileNotFoundError:
         return None
@@ -82,7 +81,7 @@ def find_daemon(home: Home) -> Daemon | None:
         raise Unavailable(f"{home.daemon} belongs to another user: run this as the daemon's user.") from error
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not _alive(pid, started):
+    if not _alive(home, pid):
         return None
     host = _ANY.get(host, host)
     return Daemon(pid, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token)
@@ -100,13 +99,17 @@ def need_daemon(home: Home) -> Daemon:
     return daemon
 
 
-def _alive(pid: int, started: float) -> bool:
+def _alive(home: Home, pid: int) -> bool:
+    """Whether a daemon has the home. The times of processes do not tell: they move with the clock."""
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return False
-        return process.create_time() <= started + _CLOCK_SLACK_SECONDS
-    except psutil.Error:
+        with (home.root / "daemon.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (psutil.Error, OSError):
         return False
+    return False

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from appliance.config import Config
 from appliance.errors import ShammahError, StorageFull
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.learning.privacy import mask_example
 from appliance.logs import about, current_request
 from appliance.store import Store
@@ -137,7 +138,7 @@ class Collector:
                 self._condition.wait_for(lambda: self._waiting or self._stopping)
                 self._condition.wait_for(self._is_wanted, GATHER_SECONDS)
                 batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            left = self._store_batch(batch) if batch else []
+            left = self._stored(batch)
             with self._condition:
                 self._settled += len(batch) - len(left)
                 self._waiting.extendleft(reversed(left))
@@ -150,6 +151,13 @@ class Collector:
     def _is_wanted(self) -> bool:
         return self._stopping or self._settled < self._wanted or len(self._waiting) >= BATCH
 
+    def _stored(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
+        try:
+            return self._store_batch(batch) if batch else []
+        except Exception:  # what is told of it when it is stored reads from the disk, too
+            log.exception("Collection met an error; it goes on")
+            return []
+
     def _store_batch(self, batch: list[CollectedExchange]) -> list[CollectedExchange]:
         """Store exchanges; returns those to try again later, when the store can take something."""
         try:
@@ -161,6 +169,7 @@ class Collector:
             return batch
         except Exception as error:
             return self._store_singly(batch, error)
+        failpoint("collect.stored")
         self._resume()
         self.outcomes.update(outcomes)
         if collected := outcomes.count(COLLECTED):
@@ -198,6 +207,7 @@ class Collector:
             prompt_tokens=exchange.prompt_tokens,
             completion_tokens=exchange.completion_tokens,
         )
+        failpoint("collect.completion")
         if not kept:
             return "too_long" if exchange.store else "opted_out"
         if not self._config.collect.enabled:

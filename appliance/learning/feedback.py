@@ -13,6 +13,7 @@ from typing import Any, Literal
 from appliance.config import Config
 from appliance.errors import InvalidRequest, NotFound
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.learning.collector import Collector
 from appliance.learning.critique import (
     accept_review,
@@ -124,7 +125,9 @@ def give_feedback(
                 completion_id=exchange.completion_id,
             )
         )
+        failpoint("feedback.added")
         example = _consequences(store, example)
+    failpoint("feedback.stored")
     if events is not None:
         pending = store.examples.count("pending")
         events.publish("feedback.given", id=example.id, kind=kind, state=example.state, pending=pending)

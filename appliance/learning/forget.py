@@ -20,6 +20,7 @@ from typing import Any
 
 from appliance.adapters.file import SUFFIX
 from appliance.errors import Conflict, NotFound
+from appliance.failpoints import failpoint
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
 from appliance.learning.learned import adapters_of, find_learned, snapshot_lines
@@ -123,7 +124,9 @@ async def forget(
     retrain = wish.retrain and bool(plan.adapters)
     if retrain and serving in plan.adapters:
         serving = await step_back(plan.adapters)
+        failpoint("forget.back")
     requeued = await asyncio.to_thread(_commit, store, wish, plan, retrain, actor)
+    failpoint("forget.committed")
     await asyncio.to_thread(finish_forgetting, home, store)
     return Forgotten(
         examples=tuple(sorted(plan.traces.examples)),
@@ -158,14 +161,17 @@ def finish_forgetting(home: Home, store: Store) -> None:
     due = json.loads(note)
     for run in due["runs"]:
         _clean_run(home.runs / run, set(due["examples"]))
+        failpoint("forget.cleaned")
     for name in due["adapters"]:
         remove_durably(home.adapters / f"{name}{SUFFIX}")
+        failpoint("forget.removed")
     QueueMirror(store, home).flush()
     for leftover in home.root.glob(f".{home.queue.name}.*"):
         with suppress(FileNotFoundError):
             if leftover.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
                 leftover.unlink()
     store.database.scrub()
+    failpoint("forget.scrubbed")
     store.settings.delete(KEY)
 
 

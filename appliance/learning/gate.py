@@ -23,6 +23,7 @@ from typing import Any
 from appliance.adapters.file import Adapter, read_adapter
 from appliance.engine.offline import OfflineModel
 from appliance.errors import AdapterInvalid, ShammahError, Unavailable
+from appliance.failpoints import failpoint
 from appliance.files import write_atomic
 from appliance.learning.measure import (
     EXAMPLE_TOKENS,
@@ -195,8 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         limits = GateConfig.model_validate_json(args.limits.read_bytes())
         gate = Gate(load_bundle(args.bundle), cache=args.cache, threads=args.threads, progress=progress)
+        failpoint("gate.begun")
         report = gate.judge(args.adapter, args.current, args.examples, limits)
+        failpoint("gate.judged")
         write_atomic(args.out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        failpoint("gate.written")
     except (ShammahError, OSError, ValueError) as error:
         _say(event="error", message=str(error))
         return 1

@@ -44,6 +44,11 @@ class Probation:
     failed: str | None = None
     failed_by: str | None = None
 
+    def begun_anew(self, now: float) -> Probation:
+        """The record when the clock was set back since it began: as long again, from now on."""
+        later = now - self.since
+        return replace(self, since=now, until=self.until + later, probe_at=self.probe_at + later)
+
     def after_probes(self, now: float) -> Probation:
         """The record when the probe set has been repeated."""
         return replace(self, probed=self.probed + 1, probe_at=now + 2 * (self.probe_at - self.since))

@@ -32,6 +32,7 @@ from appliance.errors import (
     Unavailable,
 )
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.home import Home
 from appliance.learning.backend import decided, trainer_program
 from appliance.learning.batch import freeze_batch
@@ -170,6 +171,7 @@ class Runner:
                 save_retry(self._store.settings, retry)  # what failed decides the settings
                 if retry.run is not None:
                     run = self._store.runs.update(run.id, metrics={"retry_of": retry.run})
+        failpoint("train.begun")
         self._new_child()
         self._tracker.enter(run.id, "preparing")
         self._events.publish(
@@ -270,6 +272,7 @@ class Runner:
         """Decide what the run trains on and how, and keep that for its whole life."""
         directory = self._directory(run)
         directory.mkdir(mode=0o700, exist_ok=True)
+        failpoint("train.directory")
         retry = load_retry(self._store.settings)
         settings = adjusted(self._settings(), run.attempt, retry.failed if retry else ())
         chosen = self._select(run).kept
@@ -277,7 +280,9 @@ class Runner:
         count, draw = known.count(len(chosen), new, settings), settings.seed + len(known.runs)
         replay = self._store.examples.replay(count, draw, known.runs)
         freeze_batch(directory / EXAMPLES, chosen, replay, settings.heldout_share, settings.seed)
+        failpoint("train.frozen")
         prepare(directory, settings)
+        failpoint("train.prepared")
         metrics = self._store.runs.get(run.id).metrics or {}
         metrics |= {"repeated": len(replay), "anew": known.anew(new, settings)}
         return self._store.runs.update(run.id, state="training", started=time.time(), metrics=metrics)
@@ -298,6 +303,7 @@ class Runner:
             on_start=lambda pid: self._note_pid(run, pid),
             go_on=lambda step: self._resumption.take_up(run, step),
         )
+        failpoint("train.trained")
         known = self._store.runs.get(run.id).metrics or {}
         metrics = {**known, **watch.metrics(), "recipe": kind}
         return self._store.runs.update(run.id, state="gating", metrics=metrics, pid=None)
@@ -335,6 +341,7 @@ class Runner:
             ),
             on_start=lambda pid: self._note_pid(run, pid),
         )
+        failpoint("gate.reported")
         metrics = self._store.runs.get(run.id).metrics or {}
         seconds = round(self._child.seconds, 1)
         self._store.runs.update(run.id, metrics={**metrics, "gate_seconds": seconds})
@@ -370,7 +377,9 @@ class Runner:
         name, report = run.adapter, run.report
         assert name is not None
         assert report is not None
+        failpoint("gate.settled")
         self._place(run, name)
+        failpoint("train.placed")
         if not report["passed"]:
             self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=report["summary"])
             failed = [check["name"] for check in report["checks"] if not check["passed"]]
@@ -474,6 +483,7 @@ class Runner:
         return run
 
     def _tell(self, run: Run) -> None:
+        failpoint("train.ended")
         discard(self._directory(run))
         logger.info("%s %s: %s", run.id, run.state, run.reason)
         self._events.publish(
@@ -507,6 +517,7 @@ class Runner:
 
     def _note_pid(self, run: Run, pid: int) -> None:
         self._store.runs.update(run.id, pid=pid)
+        failpoint("train.started")
 
 
 def _each_named(runs: Sequence[Run]) -> Iterator[Run]:

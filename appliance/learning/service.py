@@ -18,6 +18,7 @@ from appliance.config import Config
 from appliance.engine.engine import Engine
 from appliance.errors import Conflict, InvalidRequest, Pinned, ShammahError
 from appliance.events import Event, EventBus
+from appliance.failpoints import failpoint
 from appliance.home import Home
 from appliance.learning.batch import read_frozen
 from appliance.learning.canary import Canary
@@ -396,6 +397,7 @@ class Learning:
 
     def _recover(self) -> None:
         try:
+            failpoint("train.recovering")
             self._runner.recover()
         finally:
             self._idle()

@@ -22,6 +22,7 @@ from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.errors import AdapterInvalid, Conflict, NotFound, Pinned, ShammahError
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.learning.pin import Pin, load_pin, save_pin
 from appliance.learning.probation import Probation, begin_probation, load_probation, save_probation
 from appliance.store import Store
@@ -206,6 +207,7 @@ class Switch:
 
     async def _rollback(self, actor: str, reason: str, skip: Collection[str]) -> str | None:
         name = await asyncio.to_thread(self._previous, skip)
+        failpoint("promote.back")
         await self._promote(name, reason, actor, back=True)
         return name
 
@@ -264,6 +266,7 @@ class Switch:
         except Exception:
             await self._back_to(before)
             raise
+        failpoint("promote.recorded")
         self._serving = adapter.sha256 if adapter else None
         logger.info("In service: %s instead of %s (%s)", name or "base", before or "base", reason)
         told = {"to": name, "from": before, "reason": reason, "actor": actor, "back": back}
@@ -318,14 +321,17 @@ class Switch:
         moved = False
         try:
             with self._store.transaction():
+                failpoint("promote.swapped")
                 self._store.adapters.record_switch(name, reason, actor)
                 self._store.audit.add(
                     actor, "adapter.promote", {"to": name, "from": linked, "reason": reason}
                 )
                 save_probation(self._store.settings, None)
                 follow()
+                failpoint("promote.stated")
                 self._registry.set_current(name)
                 moved = True
+                failpoint("promote.linked")
         except BaseException:
             if moved:  # the link is made, but the history could not be written
                 self._registry.set_current(linked)

@@ -23,7 +23,7 @@ from appliance.learning.faults import Fault, engine_fault, rating_fault
 from appliance.learning.pin import load_pin
 from appliance.learning.probation import Probation, load_probation, save_probation
 from appliance.learning.recheck import find_lost
-from appliance.learning.retry import give_back
+from appliance.learning.retry import ahead, give_back
 from appliance.learning.switch import APPLIANCE, Switch
 from appliance.store import Store
 
@@ -127,6 +127,9 @@ class Watch:
         last = await asyncio.to_thread(self._store.adapters.switches, 1)
         if not last or last[0].to != probation.adapter:  # at the start something else was found in service
             await asyncio.to_thread(self._end, probation)
+            return None
+        if ahead(probation.since, time.time()):
+            await asyncio.to_thread(self._replace, probation, probation.begun_anew(time.time()))
             return None
         fault = engine_fault(self._engine, probation.sha256)
         if fault is None and time.monotonic() >= self._count_at:

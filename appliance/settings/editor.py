@@ -17,6 +17,7 @@ from typing import Any
 from appliance.config import Config, parse_config
 from appliance.errors import ConfigError, Conflict, InvalidRequest, InvalidSettings, NotFound, ShammahError
 from appliance.events import EventBus
+from appliance.failpoints import failpoint
 from appliance.files import remove_durably
 from appliance.home import Home
 from appliance.settings.check import problems
@@ -269,9 +270,12 @@ class SettingsEditor:
         with self._put_back_on_failure(plan), self._store.transaction():
             change = self._store.changes.add(actor, plan.differences, undoes)
             self._store.audit.add(actor, action, {"change": change.id, "keys": detail})
+            failpoint("settings.recorded")
             if plan.file.config is None and plan.file.data is not None:
                 write(self._home.config.with_name("config.toml.broken"), plan.file.data)
             write(self._home.config, plan.text)
+            failpoint("settings.written")
+        failpoint("settings.stored")
         self._adopt(plan.after)
         return change
 

@@ -112,7 +112,8 @@ class Database:
                 raise RuntimeError("a part of this transaction has failed; it can only be rolled back")
             self._touched.update(tables)
             try:
-                with self._explained():
+                # What the block does beside (a file, a link) fails like a write of ours.
+                with self._explained(), storage_errors(self.path.name):
                     yield self._writer
                     if outermost:
                         if self._failed:

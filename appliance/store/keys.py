@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from appliance.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from appliance.failpoints import failpoint
 from appliance.store.db import Database
 from appliance.store.rows import from_json, to_json, update_row, valid_text
 
@@ -86,6 +87,8 @@ class Keys:
                 "INSERT INTO devices (id, name, sha256, created, collect) VALUES (?, ?, ?, ?, ?)",
                 (device.id, device.name, _hash(secret), device.created, device.collect),
             )
+            failpoint("keys.added")
+        failpoint("keys.stored")
         return device, secret
 
     def verify(self, secret: str) -> Device | None:
@@ -159,6 +162,7 @@ class Keys:
         with self._db.transaction("devices") as tx:
             if not update_row(tx, "devices", ("id", device_id), {"revoked": True}, ("revoked",)):
                 raise _unknown(device_id)
+        failpoint("keys.revoked")
 
     def count(self) -> int:
         """How many keys are good."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from appliance.errors import Unavailable
+from appliance.failpoints import failpoint
 from appliance.store.normalise import searchable
 
 # Part of step 5.
@@ -313,10 +314,13 @@ def migrate(connection: sqlite3.Connection, steps: tuple[tuple[str, ...], ...] =
                 )
             if done == len(steps):
                 return
+            failpoint("migrate.begun")
             for statement in steps[done]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {done + 1}")
+            failpoint("migrate.applied")
             connection.execute("COMMIT")
+            failpoint("migrate.committed")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 
 from appliance.errors import ShammahError, StorageFull
+from appliance.failpoints import failpoint
 from appliance.files import storage_errors, write_atomic
 from appliance.home import Home
 from appliance.store import Store
@@ -142,6 +143,7 @@ class QueueMirror:
             try:
                 if os.write(fd, data) != len(data):
                     raise StorageFull(f"The disk is full: {self._path.name} was not written.")
+                failpoint("mirror.appended")
             except (OSError, StorageFull):
                 os.ftruncate(fd, self._size)
                 raise

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from appliance.errors import StorageFull
+from appliance.failpoints import failpoint
 from appliance.files import publish_file, remove_durably
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ class Checkpoint:
         try:
             meta = {"of": self._digest.hexdigest(), "step": str(step)}
             save_file({name: np.asarray(array, order="C") for name, array in state.items()}, temp, meta)
+            failpoint("train.checkpoint")
             publish_file(temp, self._path)
+            failpoint("train.checkpointed")
         except (SafetensorError, OSError, StorageFull) as error:
             logger.warning("No checkpoint at step %d: %s", step, error)
             temp.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 from appliance.adapters.file import AdapterMeta, Matrix, write_adapter
 from appliance.errors import ShammahError
+from appliance.failpoints import failpoint
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import common_prefix, load_examples
 from appliance.learning.train.learner import LINEARS, Learner
@@ -86,6 +87,7 @@ def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str,
         checkpoint,
         goes_on=parent is not None,
     )
+    failpoint("train.loaded")
     outcome = training.run()
     meta = AdapterMeta(
         base_hash=bundle.manifest.base_hash,
@@ -97,6 +99,7 @@ def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str,
         created=time.time(),
     )
     write_adapter(Path(arguments.out), learner.adapter(), meta)
+    failpoint("train.weights")
     tell(
         {
             "event": "done",

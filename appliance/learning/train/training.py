@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from appliance.failpoints import failpoint
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import Example, Tokens, tokenise
 from appliance.learning.train.learner import Learner
@@ -201,6 +202,7 @@ class Training:
                     "tokens_per_second": round(tokens / (time.perf_counter() - began), 1),
                 }
             )
+            failpoint("train.stepped")
             if len(self._heldout) >= LEAST_HELDOUT and gets_worse(checks):
                 self._report({"event": "stopped", "step": number, "steps": len(plan), "heldout": checks})
                 return

@@ -1,0 +1,55 @@
+"""Trials, and the table of what was survived at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daemons import Daemon, install_bundle
+from faults.trial import CONFIG, Trial
+
+from appliance.home import Home
+from appliance.model.bundle import Bundle
+
+MakeTrial = Callable[..., Trial]
+
+
+@pytest.fixture
+def trial(bundle: Bundle, tmp_path: Path) -> Iterator[MakeTrial]:
+    """`trial(config, home=…, start=…)` -> a daemon with failpoints, ended with the test."""
+    made: list[Trial] = []
+
+    def make(config: str = CONFIG, home: Home | None = None, start: bool = True) -> Trial:
+        home = home or Home(tmp_path / f"home{len(made)}").ensure()
+        install_bundle(home, bundle)
+        home.config.write_text(config)
+        one = Trial(Daemon(home), bundle)
+        made.append(one)
+        if start:
+            one.daemon.start()
+        return one
+
+    yield make
+    for one in made:
+        one.daemon.kill()
+
+
+@pytest.fixture(scope="session")
+def tally() -> Iterator[Callable[[str, int, int], None]]:
+    """`tally(what, tried, survived)`: counted, and printed when all is done."""
+    tried: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
+
+    def count(what: str, of: int, good: int) -> None:
+        tried[what] += of
+        survived[what] += good
+
+    yield count
+    if tried:
+        width = max(map(len, tried))
+        print(f"\n\n{'faults':{width}}  tried  survived")
+        for what in tried:
+            print(f"{what:{width}}  {tried[what]:5}  {survived[what]:8}")
+        print(f"{'all':{width}}  {tried.total():5}  {survived.total():8}")
