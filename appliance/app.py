@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 DRAFT_TOKENS = 96
 SHUTDOWN_SECONDS = 8.0
+WORKERS = 32
+"""Threads for what blocks. By default there are a few more than cores, and a store that another program
+has locked would soon hold all of them; whoever wants no more than a key looked up would wait with them."""
 _IMPORTED = time.monotonic()
 
 
@@ -155,6 +159,8 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
 
     @app.before_server_start
     async def start(app: Sanic[Any, Any]) -> None:
+        workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="worker")
+        asyncio.get_running_loop().set_default_executor(workers)
         parts.engine.start()
         parts.mirror.start()
         drafts.start()

@@ -21,6 +21,7 @@ from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
 from appliance.store.forgotten import Forgotten
 from appliance.store.keys import Keys
+from appliance.store.owner import Unsaved
 from appliance.store.ratings import Ratings
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
@@ -49,6 +50,7 @@ class Store:
         self.audit = Audit(database)
         self.settings = Settings(database)
         self.changes = Changes(database)
+        self.unsaved = Unsaved()
 
     @classmethod
     def open(cls, home: Home) -> Store:
@@ -58,9 +60,13 @@ class Store:
         return cls(Database(home.store))
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make several calls one unit: all of them are kept, or none. Nested use joins the outer one."""
-        with self.database.transaction():
+    def transaction(self, wait: float | None = None) -> Iterator[None]:
+        """Make several calls one unit: all of them are kept, or none. Nested use joins the outer one.
+
+        Args:
+            wait: how many seconds to wait for others who write; for what is not worth holding up a request.
+        """
+        with self.database.transaction(wait=wait):
             yield
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
