@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from appliance.files import storage_errors
 from appliance.home import Home
@@ -20,6 +21,7 @@ from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
 from appliance.store.forgotten import Forgotten
+from appliance.store.keep import keep_copy
 from appliance.store.keys import Keys
 from appliance.store.owner import Unsaved
 from appliance.store.ratings import Ratings
@@ -54,10 +56,13 @@ class Store:
 
     @classmethod
     def open(cls, home: Home) -> Store:
-        """Open the home's store, creating and migrating it as needed."""
+        """Open the home's store, creating and migrating it as needed.
+
+        What is there is copied into `backups/` before it is migrated.
+        """
         with storage_errors(f"the home {home.root}"):
             home.ensure()
-        return cls(Database(home.store))
+        return cls(Database(home.store, partial(keep_copy, home.backups, home.store)))
 
     @contextmanager
     def transaction(self, wait: float | None = None) -> Iterator[None]:

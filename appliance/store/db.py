@@ -28,7 +28,7 @@ from appliance.errors import (
     Unavailable,
 )
 from appliance.files import fsync_dir, storage_errors
-from appliance.store.migrations import migrate
+from appliance.store.migrations import STEPS, migrate, version
 
 Listener = Callable[[frozenset[str]], None]
 
@@ -46,11 +46,16 @@ class Database:
         damaged: what SQLite said when it found the file damaged; None as long as it has not.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: Callable[[int, int], object] | None = None) -> None:
         """Open `path`, creating it private to this user, and migrate it.
 
+        Args:
+            path: the file.
+            keep: called before a migration of what is there, with the schema before and after; if it
+                raises, nothing is changed.
+
         Raises:
-            StorageFull: there is no room for it.
+            StorageFull: there is no room for it, or for what `keep` keeps.
             Unavailable: it is damaged, locked, or from a newer release.
         """
         self.path = path
@@ -74,6 +79,8 @@ class Database:
                 self._writer.execute("PRAGMA journal_size_limit = 16777216")
                 # What is deleted is overwritten with zeros, and does not lie about in free pages.
                 self._writer.execute("PRAGMA secure_delete = ON")
+                if keep is not None and 0 < (found := version(self._writer)) < len(STEPS):
+                    keep(found, len(STEPS))
                 migrate(self._writer)
             self._reader = self._connect()
             with self._explained():
@@ -307,7 +314,7 @@ def copy_database(source: Path, target: Path) -> None:
     Raises:
         sqlite3.Error: it cannot be read or written.
     """
-    connection = _read_only(source)
+    connection = sqlite3.connect(source, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         connection.execute("VACUUM INTO ?", (str(target),))
     finally:
@@ -331,7 +338,20 @@ def find_damage(path: Path) -> str | None:
     return None if problems == ["ok"] else " ".join("; ".join(problems).split())
 
 
+def look_into(path: Path) -> None:
+    """Read the schema of a database, which takes no time.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    connection = _read_only(path)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    finally:
+        connection.close()
+
+
 def _read_only(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-    connection.execute("PRAGMA query_only = ON")
-    return connection
+    # Closing it does not even move the WAL into the file.
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
