@@ -64,6 +64,19 @@ class _Live(Collector):
             ("shammah_start_time_seconds", "Unix time the daemon started.", self._ctx.started_at),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        backups, upkeep = self._ctx.upkeep.backups.state, self._ctx.upkeep.state
+        for name, text, value in (
+            (
+                "shammah_collection_paused",
+                "1 while nothing can be stored.",
+                self._ctx.collector.paused is not None,
+            ),
+            ("shammah_store_damaged", "1 when the database was found damaged.", upkeep.damaged is not None),
+            ("shammah_disk_low", "1 while less disk is free than the settings want.", upkeep.low),
+            ("shammah_backup_failed", "1 when the last automatic backup failed.", backups.failed is not None),
+            ("shammah_backup_time_seconds", "Unix time of the newest automatic backup.", backups.last or 0),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
         examples = GaugeMetricFamily("shammah_examples", "Stored examples by state.", labels=["state"])
         for state, count in self._ctx.store.examples.counts().items():
             examples.add_metric([state], count)
