@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,7 @@ from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
+from appliance.backup.mend import read_news
 from appliance.config import Config
 from appliance.engine.constraint import Grammars
 from appliance.engine.engine import Engine
@@ -48,6 +51,9 @@ from appliance.model.tokenizer import Tokenizer
 from appliance.pulse import Pulse
 from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
+from appliance.settings.file import read
+from appliance.storage.reserve import give_up
+from appliance.storage.upkeep import Upkeep
 from appliance.store import Store
 from appliance.store.mirror import QueueMirror
 from appliance.store.owner import password_set
@@ -56,6 +62,11 @@ logger = logging.getLogger(__name__)
 
 DRAFT_TOKENS = 96
 SHUTDOWN_SECONDS = 8.0
+WORKERS = 32
+"""Threads for what blocks. By default there are a few more than cores, and a store that another program
+has locked would soon hold all of them; whoever wants no more than a key looked up would wait with them."""
+FULL_BYTES = 1_000_000
+"""With less free disk, a start needs what was put by for that."""
 _IMPORTED = time.monotonic()
 
 
@@ -80,6 +91,7 @@ class Parts:
     settings: SettingsEditor
     restart: Restart
     jobs: Jobs
+    upkeep: Upkeep
 
 
 def build(home: Home, config: Config) -> Parts:
@@ -121,6 +133,7 @@ def build(home: Home, config: Config) -> Parts:
         meter=Meter(store),
         settings=settings,
         restart=Restart(home, store, settings),
+        upkeep=Upkeep(home, config, store, engine, learning, bundle.manifest, events),
         jobs=Jobs(home, config, events, wait=lambda: learning.progress is not None, busy=lambda: engine.busy),
     )
 
@@ -155,6 +168,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.set_up = insecure or password_set(parts.store)
     app.ctx.pulse = Pulse()
     app.ctx.metrics = Metrics(app.ctx)
+    _offer_storage(app.ctx.metrics, parts.upkeep)
     app.ctx.limits = Limits()
     api.setup(app)
     console.setup(app)
@@ -164,16 +178,20 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     async def start(app: Sanic[Any, Any]) -> None:
         watch_tasks(asyncio.get_running_loop())
         app.ctx.pulse.start()
+        workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="worker")
+        asyncio.get_running_loop().set_default_executor(workers)
         parts.engine.start()
         parts.mirror.start()
         drafts.start()
         await parts.learning.start()
         await asyncio.to_thread(parts.jobs.start)
         app.add_task(sweep(parts.home))
+        parts.upkeep.start()
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
         app.ctx.pulse.stop()
+        await asyncio.to_thread(parts.upkeep.stop)
         await asyncio.to_thread(parts.jobs.stop)
         await parts.learning.stop()
         drafts.stop()
@@ -184,6 +202,16 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         parts.store.close()
 
     return app
+
+
+def _offer_storage(metrics: Metrics, upkeep: Upkeep) -> None:
+    for name, text, read in (
+        ("store_damaged", "1 when the database was found damaged.", lambda: upkeep.state.damaged is not None),
+        ("disk_low", "1 while less disk is free than the settings want.", lambda: upkeep.state.low),
+        ("backup_failed", "1 when the last automatic backup failed.", lambda: bool(upkeep.backups.state.failed)),
+        ("backup_time_seconds", "When the newest automatic backup was made.", lambda: upkeep.backups.state.last),
+    ):
+        metrics.offer(f"shammah_{name}", text, read)
 
 
 class Drafts:
@@ -259,7 +287,8 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
     # this long at most, ten times less than by default.
     sys.setswitchinterval(0.0005)
     host, port = process.split_bind(bind or config.server.bind)
-    home.ensure()
+    if shutil.disk_usage(home.ensure().root).free < FULL_BYTES:
+        give_up(home)
     process.configure_logging(home, config.server)
     with process.only_daemon(home):
         again = _serve(home, config, host, port, insecure)
@@ -273,6 +302,7 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
         try:
             served.begin(home, config.model.name)
             parts = build(home, config)
+            _tell_of_start(parts)
         except Exception as error:
             if served.fall_back(home, config, error):
                 return True
@@ -288,6 +318,16 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
         return parts.restart.wanted
     finally:
         served.end(home)
+
+
+def _tell_of_start(parts: Parts) -> None:
+    """Say what had to be put right for the box to come up."""
+    if problems := read(parts.home.config).problems:
+        logger.error("config.toml cannot be used; other settings serve: %s", "; ".join(problems))
+        parts.events.publish("settings.broken", problems=list(problems))
+    if (news := read_news(parts.home)) is not None:
+        logger.warning("The store was damaged. %s", news.told)
+        parts.events.publish("store.mended", kept=news.kept, backup=news.backup, broken=list(news.broken))
 
 
 def _engine(

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from appliance import __version__
-from appliance.commands import access, adapters, backup, config, daemon, eval, model, queue, training
+from appliance.commands import access, adapters, backup, config, daemon, eval, model, queue, storage, training
 from appliance.errors import ShammahError
 
 
@@ -74,6 +74,7 @@ cli.add_command(model.model)
 cli.add_command(config.config)
 cli.add_command(backup.backup)
 cli.add_command(backup.restore)
+cli.add_command(storage.storage)
 cli.add_command(access.console)
 cli.add_command(access.keys)
 

@@ -6,13 +6,17 @@ import difflib
 import re
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from appliance.errors import ConfigError
+from appliance.files import write_atomic
 from appliance.sections import (
+    BackupConfig,
     CollectConfig,
     ConsoleConfig,
     GateConfig,
@@ -21,6 +25,7 @@ from appliance.sections import (
     ResourcesConfig,
     Section,
     ServerConfig,
+    StorageConfig,
     Taken,
     TrainConfig,
 )
@@ -40,6 +45,8 @@ class Config(Section):
     resources: ResourcesConfig = ResourcesConfig()
     gate: GateConfig = GateConfig()
     collect: CollectConfig = CollectConfig()
+    backup: BackupConfig = BackupConfig()
+    storage: StorageConfig = StorageConfig()
     console: ConsoleConfig = ConsoleConfig()
 
     def adopt(self, new: Config) -> None:
@@ -85,6 +92,53 @@ def load_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     return parse_config(text)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a daemon starts with.
+
+    Attributes:
+        config: the settings.
+        problems: what is wrong with `config.toml`, if these are not those of that file.
+        instead: where they are from then, in words.
+    """
+
+    config: Config
+    problems: tuple[str, ...] = ()
+    instead: str = ""
+
+
+def load_to_serve(path: Path, good: Path) -> Loaded:
+    """The settings to serve with: a mistake in the file must not keep the box from coming up.
+
+    Args:
+        path: `config.toml`.
+        good: a copy of it as it was when the daemon came up last.
+    """
+    try:
+        return Loaded(load_config(path))
+    except ConfigError as error:
+        problems = error.problems
+    with suppress(ConfigError):
+        if good.exists():
+            return Loaded(load_config(good), problems, "the settings that the box came up with last")
+    return Loaded(Config(), problems, "the defaults")
+
+
+def keep_good(path: Path, good: Path) -> None:
+    """Remember the file as one that the daemon came up with, if it means anything.
+
+    Raises:
+        ShammahError: the disk does not take it.
+    """
+    try:
+        data = path.read_bytes()
+        parse_config(data.decode())
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return
+    if not good.is_file() or good.read_bytes() != data:
+        write_atomic(good, data)
 
 
 def _line(text: str, loc: tuple[int | str, ...]) -> int:

@@ -129,6 +129,24 @@ class StorageFull(Unavailable):
     code = "storage_full"
 
 
+class StorageReadOnly(Unavailable):
+    """The disk takes no writes: the system has made it read-only, mostly because it found it damaged."""
+
+    code = "storage_read_only"
+
+
+class StorageFailing(Unavailable):
+    """The disk gave an error instead of doing what it was told."""
+
+    code = "storage_failing"
+
+
+class StorageDamaged(Unavailable):
+    """The database cannot be read in places. The next start puts it right."""
+
+    code = "storage_damaged"
+
+
 class ConfigError(ShammahError):
     """`config.toml` cannot be used; the message names the line, the key and, where near, the right one.
 

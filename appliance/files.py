@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from appliance.errors import StorageFull
+from appliance.errors import StorageFailing, StorageFull, StorageReadOnly
 from appliance.failpoints import failpoint
 
 
@@ -24,12 +24,22 @@ def fsync_dir(path: Path) -> None:
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into `StorageFull`, leaving other errors alone."""
+    """Turn what a disk may say into what a person can act on, leaving other errors alone.
+
+    Raises:
+        StorageFull: no space is left, or the quota is exceeded.
+        StorageReadOnly: the file system takes no writes.
+        StorageFailing: the disk gave an error.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"The disk is full: {what} was not written. Free space and retry.") from error
+        if error.errno == errno.EROFS:
+            raise StorageReadOnly(f"The disk is read-only: {what} was not written.") from error
+        if error.errno == errno.EIO:
+            raise StorageFailing(f"The disk gave an error: {what} was not written.") from error
         raise
 
 

@@ -23,6 +23,11 @@ class Home:
         return self.root / "config.toml"
 
     @property
+    def good_config(self) -> Path:
+        """`config.toml` as it was when the daemon came up last."""
+        return self.root / "config.last-good.toml"
+
+    @property
     def store(self) -> Path:
         return self.root / "store.db"
 

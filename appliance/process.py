@@ -17,6 +17,7 @@ from typing import Any
 from sanic import Sanic
 
 from appliance import logs, served
+from appliance.config import keep_good
 from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
@@ -133,8 +134,12 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
             "token": app.ctx.local_token,
             "started": app.ctx.started_at,
         }
-        write_atomic(home.daemon, json.dumps(record))
-        served.came_up(home, app.ctx.bundle.manifest)
+        try:
+            write_atomic(home.daemon, json.dumps(record))
+            served.came_up(home, app.ctx.bundle.manifest)
+            keep_good(home.config, home.good_config)
+        except ShammahError as error:  # serving matters more
+            logger.error("The command cannot reach this daemon: %s", error)
         shown = _in_url(host)
         logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
 

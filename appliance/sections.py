@@ -326,6 +326,57 @@ class CollectConfig(Section):
     )
 
 
+class BackupConfig(Section):
+    """`[backup]`: the backups that the box makes by itself."""
+
+    every_hours: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        24, description="Hours between automatic backups, unless nothing has changed; 0: none are made."
+    )
+    keep: AtUse[int] = Field(
+        7, ge=1, le=1000, description="So many of the newest automatic backups are kept."
+    )
+    keep_weeks: AtUse[int] = Field(
+        4, ge=0, le=520, description="Of so many weeks before, the newest of each is kept, too."
+    )
+    copy_to: AtUse[str] = Field(
+        "",
+        pattern=r"^(|/[^\x00-\x1f\x7f]*)$",
+        examples=["/mnt/nas/shammah"],
+        description="A directory on another disk or machine, for this box alone, that gets a copy of each.",
+    )
+
+
+class StorageConfig(Section):
+    """`[storage]`: what is kept, and how long. What serves, or is not learnt yet, is never removed."""
+
+    budget_mb: AtUse[int] = Field(
+        0, ge=0, description="Disk that the home may take, in MB, models left out; 0: as much as there is."
+    )
+    min_free_mb: AtUse[int] = Field(
+        200, ge=0, description="With less free disk, in MB, the box removes what it may before its time."
+    )
+    keep_runs: AtUse[int] = Field(
+        50,
+        ge=1,
+        description="Of so many of the newest runs all files are kept; what is known of older ones stays.",
+    )
+    keep_adapters: AtUse[int] = Field(
+        10, ge=2, description="So many of the newest accepted adapters are kept, to roll back to."
+    )
+    rejected_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        30, description="Files of adapters that the gate rejected or service failed are removed after this."
+    )
+    restored_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        60, description="What was there before a restore is removed after this."
+    )
+    answers_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        0, description="Answers given are forgotten after this; 0: the last 10,000 are kept. Examples stay."
+    )
+    audit_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+        0, description="The audit trail is kept this long; 0: its last 100,000 entries are."
+    )
+
+
 class ConsoleConfig(Section):
     """`[console]`: the owner's pages."""
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from sanic import Blueprint, Sanic
 
-from appliance.api import completions, health, learning, models, openapi
+from appliance.api import completions, health, learning, models, openapi, storage
 from appliance.cli import cli
 from appliance.console import blueprint as console
 
@@ -36,7 +36,7 @@ def _routes(name: str, *blueprints: Blueprint) -> set[str]:
 
 
 def test_endpoints() -> None:
-    api = (completions, models, learning, health, openapi)
+    api = (completions, models, learning, health, storage, openapi)
     routes = _routes("docs-api", *(module.blueprint for module in api))
     assert len(routes) >= 16
     assert [route for route in sorted(routes) if f"`{route}`" not in _doc("api")] == []

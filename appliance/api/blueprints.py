@@ -6,12 +6,12 @@ from typing import Any
 
 from sanic import Request, Sanic
 
-from appliance.api import completions, errors, health, learning, models, openapi
+from appliance.api import completions, errors, health, learning, models, openapi, storage
 from appliance.api.auth import identify, only_this_machine
 from appliance.api.exchange import completed
 from appliance.failpoints import failpoint
 
-_V1 = (completions.blueprint, models.blueprint, learning.blueprint)
+_V1 = (completions.blueprint, models.blueprint, learning.blueprint, storage.blueprint)
 
 
 def setup(app: Sanic[Any, Any]) -> None:

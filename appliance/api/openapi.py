@@ -74,6 +74,8 @@ ENDPOINTS = (
     Endpoint("post", "/v1/adapters/pin", "Let only persons switch (owner)", PinBody, errors=(403, 409)),
     Endpoint("post", "/v1/adapters/unpin", "Let the box switch by itself again (owner)", errors=(403,)),
     Endpoint("post", "/v1/adapters/rollback", "Take the last switch back (owner)", errors=(403, 409)),
+    Endpoint("get", "/v1/storage", "What takes how much of the disk (owner)", errors=(403,)),
+    Endpoint("post", "/v1/storage/tidy", "Remove what may go (owner)", errors=(403, 409)),
     Endpoint("get", "/health", "Is the serving loop alive", errors=(503,), keyed=False),
     Endpoint("get", "/ready", "Would a request be answered", errors=(503,), keyed=False),
     Endpoint("get", "/metrics", "Prometheus exposition", answer="text/plain", keyed=False),

@@ -18,9 +18,9 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
@@ -32,6 +32,7 @@ from appliance.failpoints import failpoint
 from appliance.files import publish_file, remove_durably, storage_errors
 from appliance.home import Home
 from appliance.store import Store
+from appliance.store.db import copy_database
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,7 +42,9 @@ _READ_WHOLE = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", 
 CHUNK = 1 << 20
 SPARE_BYTES = 50_000_000
 """Kept free on the disk: a backup must not be what fills it."""
-_NAME = re.compile(r"backup_\d{8}T\d{6}Z(-\d+)?\.tar\.gz", re.ASCII)
+_NAME = re.compile(r"(backup|auto|brought)_(\d{8}T\d{6}Z(-\d+)?)\.tar\.gz", re.ASCII)
+PERSON, BOX, ELSEWHERE = "backup", "auto", "brought"
+"""How the name of an archive begins: who made it."""
 _WORK = ".making-"
 # Big, and of no use once a run has ended: weights in progress and their optimiser state.
 _OF_RUNS = (".json", ".jsonl", ".log", "log")
@@ -107,6 +110,21 @@ class Backup:
     size: int
     manifest: Manifest | None
 
+    @property
+    def automatic(self) -> bool:
+        """The box made it by itself, and removes it by itself."""
+        return self.name.startswith(f"{BOX}_")
+
+    @property
+    def brought(self) -> bool:
+        """It was made elsewhere, maybe by another box."""
+        return self.name.startswith(f"{ELSEWHERE}_")
+
+    @property
+    def stamp(self) -> str:
+        """When it was made, such that later ones are larger."""
+        return stamp(self.name)
+
 
 def create(home: Home, store: Store, model: str, base_hash: str) -> Backup:
     """Write a new archive, verified, into `backups/`. Takes as long as reading and packing it all.
@@ -121,33 +139,65 @@ def create(home: Home, store: Store, model: str, base_hash: str) -> Backup:
         Conflict: another one is being made.
         StorageFull: there is no room for it; nothing is left behind.
     """
+    made = _create(home, store.database.copy_to, model, base_hash, PERSON)
+    assert made is not None
+    return made
+
+
+def create_automatic(home: Home, model: str, base_hash: str) -> Backup | None:
+    """The same for the box itself, in a process that may stand still at any line: it locks nothing.
+
+    Returns:
+        The archive; None when nothing has changed since the last one.
+
+    Raises:
+        Conflict: another one is being made.
+        StorageFull: there is no room for it; nothing is left behind.
+        sqlite3.Error: the store cannot be read.
+    """
+    return _create(home, lambda target: copy_database(home.store, target), model, base_hash, BOX)
+
+
+def _create(
+    home: Home, copy_store: Callable[[Path], None], model: str, base_hash: str, maker: str
+) -> Backup | None:
     with storage_errors("the backup"):
         home.backups.mkdir(exist_ok=True, mode=0o700)
         with _alone(home), _work_place(home) as work:
             snapshot = Path(work) / "store.db"
             _need_room(home.root, home.store.stat().st_size)
-            store.database.copy_to(snapshot)
+            copy_store(snapshot)
             failpoint("backup.copied")
             files = {"store.db": snapshot, **_files(home)}
             _need_room(home.root, sum(path.stat().st_size for path in files.values() if path.exists()))
             now = time.time()
             draft = Path(work) / "draft.tar.gz"
             current = home.current.readlink().name.removesuffix(SUFFIX) if home.current.is_symlink() else None
-            _write(draft, files, Manifest(now, __version__, model, base_hash, current))
+            manifest = Manifest(now, __version__, model, base_hash, current, _hashed(files))
+            if maker == BOX and _same_as_last(home, manifest):
+                return None
+            _write(draft, files, manifest)
             failpoint("backup.packed")
             manifest = verify(draft)
             failpoint("backup.verified")
             draft.chmod(0o600)
-            path = _free_name(home, now)
+            path = _free_name(home, now, maker)
             publish_file(draft, path)
             failpoint("backup.published")
     return Backup(path.name, path, path.stat().st_size, manifest)
 
 
+def _same_as_last(home: Home, manifest: Manifest) -> bool:
+    last = next((backup.manifest for backup in backups(home) if backup.automatic), None)
+    if last is None:
+        return False
+    return replace(last, created=manifest.created, version=manifest.version) == manifest
+
+
 def backups(home: Home) -> list[Backup]:
     """The archives there are, newest first."""
     found = []
-    for path in home.backups.glob("backup_*.tar.gz") if home.backups.is_dir() else ():
+    for path in home.backups.glob("*.tar.gz") if home.backups.is_dir() else ():
         if not _NAME.fullmatch(path.name):
             continue
         manifest = None
@@ -155,7 +205,19 @@ def backups(home: Home) -> list[Backup]:
             manifest = read_manifest(path)
         with suppress(FileNotFoundError):
             found.append(Backup(path.name, path, path.stat().st_size, manifest))
-    return sorted(found, key=lambda backup: backup.name, reverse=True)
+    return sorted(found, key=lambda backup: (backup.stamp, backup.name), reverse=True)
+
+
+def stamp(name: str) -> str:
+    """When an archive of that name was made, such that later ones are larger; empty if it is no such name."""
+    match = _NAME.fullmatch(name)
+    return match[2] if match else ""
+
+
+def made_at(name: str) -> float:
+    """The same in Unix time; 0 if it is no such name."""
+    text = stamp(name)[:16]
+    return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp() if text else 0.0
 
 
 def find(home: Home, name: str) -> Path:
@@ -191,7 +253,7 @@ def adopt(home: Home, draft: Path) -> Backup:
     """
     manifest = verify(draft)
     home.backups.mkdir(exist_ok=True, mode=0o700)
-    path = _free_name(home, manifest.created)
+    path = _free_name(home, manifest.created, ELSEWHERE)
     draft.chmod(0o600)
     publish_file(draft, path)
     return Backup(path.name, path, path.stat().st_size, manifest)
@@ -229,6 +291,27 @@ def verify(path: Path) -> Manifest:
     with _opened(path) as tar:
         manifest = _manifest(tar)
         for _, stream in _members(tar, manifest):
+            while stream.read(CHUNK):
+                pass
+    return manifest
+
+
+def extract_store(path: Path, target: Path) -> Manifest:
+    """Take the database alone out of an archive, compared with its manifest on the way.
+
+    Raises:
+        InvalidRequest: it is not a backup, or a damaged one; there may be part of a file.
+        StorageFull: there is no room.
+    """
+    with storage_errors("what was in the backup"), _opened(path) as tar:
+        manifest = _manifest(tar)
+        _need_room(target.parent, manifest.files["store.db"].size)
+        for name, stream in _members(tar, manifest):
+            if name == "store.db":
+                with target.open("wb") as file:
+                    target.chmod(0o600)
+                    shutil.copyfileobj(stream, file, CHUNK)
+                break
             while stream.read(CHUNK):
                 pass
     return manifest
@@ -288,11 +371,16 @@ def _files(home: Home) -> dict[str, Path]:
     return {name: path for name, path in found.items() if path.is_file() and _SAFE.fullmatch(name)}
 
 
-def _write(draft: Path, files: dict[str, Path], manifest: Manifest) -> None:
-    """Hash, then pack. A file that changes or goes in between makes the archive fail its verification."""
+def _hashed(files: dict[str, Path]) -> dict[str, Member]:
+    found = {}
     for name, path in files.items():
         with suppress(FileNotFoundError):  # an adapter or a run was removed just now
-            manifest.files[name] = Member(path.stat().st_size, _sha256(path))
+            found[name] = Member(path.stat().st_size, _sha256(path))
+    return found
+
+
+def _write(draft: Path, files: dict[str, Path], manifest: Manifest) -> None:
+    """Pack. A file that changes or goes between hashing and this makes the archive fail its verification."""
     with tarfile.open(draft, "w:gz", compresslevel=1, format=tarfile.PAX_FORMAT) as tar:
         text = json.dumps(asdict(manifest), indent=1).encode()
         tar.addfile(_entry(MANIFEST, len(text), manifest.created), io.BytesIO(text))
@@ -318,8 +406,8 @@ def _need_room(place: Path, size: int) -> None:
         raise StorageFull(f"The disk is too full: about {needed // 1_000_000:,} MB are needed.")
 
 
-def _free_name(home: Home, when: float) -> Path:
-    stem = f"backup_{datetime.fromtimestamp(when, UTC):%Y%m%dT%H%M%SZ}"
+def _free_name(home: Home, when: float, maker: str) -> Path:
+    stem = f"{maker}_{datetime.fromtimestamp(when, UTC):%Y%m%dT%H%M%SZ}"
     path, number = home.backups / f"{stem}.tar.gz", 1
     while path.exists():
         number += 1

@@ -15,11 +15,12 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from appliance.adapters.file import SUFFIX
 from appliance.backup.archive import Manifest, unpack
@@ -46,6 +47,7 @@ _STAGED = ".restore"
 _NOTE = ".restore.json"
 _ASIDE = "before-restore_"
 _GOING = ".gone-"
+_RESTORED = ".restored"
 _ASIDE_NAME = re.compile(rf"{_ASIDE}\d{{8}}T\d{{6}}Z(-\d+)?", re.ASCII)
 _preparing = threading.Lock()
 
@@ -81,10 +83,7 @@ def stage(home: Home, archive: Path, actor: str) -> Manifest:
             manifest = unpack(archive, place)
             failpoint("restore.unpacked")
             _check(home, place, manifest, actor)
-            for directory, _, files in os.walk(place):
-                for name in files:
-                    _fsync(Path(directory) / name)
-                fsync_dir(Path(directory))
+            sync_tree(place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
@@ -155,6 +154,23 @@ def delete_aside(home: Home, name: str) -> None:
         _clear_gone(home)
 
 
+def put_in_place(home: Home, source: str, aside: str, items: Sequence[str]) -> None:
+    """Move files of the home aside and put others in their place; cut off, the next start goes on with it.
+
+    Only while no daemon runs, and none can start.
+
+    Args:
+        home: the home.
+        source: a directory in it, with what is new.
+        aside: a directory in it for what was there; it is made.
+        items: the files it is about.
+    """
+    write_atomic(
+        home.root / _NOTE, json.dumps({"from": source, "old": aside, "phase": "aside", "items": [*items]})
+    )
+    _carry_out(home)
+
+
 def finish_restore(home: Home) -> bool:
     """Carry out a restore that waits. Does nothing while a daemon runs on the home.
 
@@ -163,31 +179,49 @@ def finish_restore(home: Home) -> bool:
     """
     if not pending(home):
         return False
-    with _no_daemon(home) as alone:
-        note = _read_note(home) if alone else None
-        if note is None:
+    with no_daemon(home) as alone:
+        if not alone or not _carry_out(home):
             return False
-        source, old = home.root / note["from"], home.root / note["old"]
-        if note["phase"] == "aside":
-            old.mkdir(exist_ok=True, mode=0o700)
-            for item in _ITEMS:
-                # What was moved before a cut stands there already.
-                if _there(home.root / item) and not _there(old / item):
-                    (home.root / item).rename(old / item)
-                    failpoint("restore.moved")
-            fsync_dir(old)
-            fsync_dir(home.root)
-            note["phase"] = "place"
-            write_atomic(home.root / _NOTE, json.dumps(note))
-            failpoint("restore.aside")
-        for item in _ITEMS:
-            if _there(source / item):
-                (source / item).rename(home.root / item)
-                failpoint("restore.placed")
+        (home.root / _RESTORED).touch(mode=0o600)
+    return True
+
+
+def restored_at(home: Home) -> float:
+    """When this home was last restored, in Unix time; 0 if it never was.
+
+    Earlier backups tell of another past.
+    """
+    try:
+        return (home.root / _RESTORED).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _carry_out(home: Home) -> bool:
+    note = _read_note(home)
+    if note is None:
+        return False
+    source, old, items = home.root / note["from"], home.root / note["old"], note.get("items", _ITEMS)
+    if note["phase"] == "aside":
+        old.mkdir(exist_ok=True, mode=0o700)
+        for item in items:
+            # What was moved before a cut stands there already.
+            if _there(home.root / item) and not _there(old / item):
+                (home.root / item).rename(old / item)
+                failpoint("restore.moved")
+        fsync_dir(old)
         fsync_dir(home.root)
-        failpoint("restore.finished")
-        shutil.rmtree(source, ignore_errors=True)  # empty, or gone if this was cut off at the next line
-        remove_durably(home.root / _NOTE)
+        note["phase"] = "place"
+        write_atomic(home.root / _NOTE, json.dumps(note))
+        failpoint("restore.aside")
+    for item in items:
+        if _there(source / item):
+            (source / item).rename(home.root / item)
+            failpoint("restore.placed")
+    fsync_dir(home.root)
+    failpoint("restore.finished")
+    shutil.rmtree(source, ignore_errors=True)  # empty, or gone if this was cut off at the next line
+    remove_durably(home.root / _NOTE)
     return True
 
 
@@ -261,9 +295,9 @@ def _note(home: Home, source: str, phase: str) -> None:
     write_atomic(home.root / _NOTE, json.dumps({"from": source, "old": old, "phase": phase}))
 
 
-def _read_note(home: Home) -> dict[str, str] | None:
+def _read_note(home: Home) -> dict[str, Any] | None:
     try:
-        note: dict[str, str] = json.loads((home.root / _NOTE).read_text())
+        note: dict[str, Any] = json.loads((home.root / _NOTE).read_text())
     except FileNotFoundError:
         return None
     return note
@@ -277,7 +311,8 @@ def _aside(home: Home, name: str) -> Path:
 
 
 @contextmanager
-def _no_daemon(home: Home) -> Iterator[bool]:
+def no_daemon(home: Home) -> Iterator[bool]:
+    """Keep a daemon from starting meanwhile; says whether none runs."""
     with (home.root / "daemon.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -289,6 +324,14 @@ def _no_daemon(home: Home) -> Iterator[bool]:
 
 def _there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
+
+
+def sync_tree(place: Path) -> None:
+    """Have all that is in a directory on the disk."""
+    for directory, _, files in os.walk(place):
+        for name in files:
+            _fsync(Path(directory) / name)
+        fsync_dir(Path(directory))
 
 
 def _fsync(path: Path) -> None:

@@ -98,10 +98,11 @@ _DOCS_HEAD = """# Configuration
 <!-- Made by `make docs` from appliance/sections.py; edit that, not this. -->
 
 Settings live in `config.toml` in the home (`~/.shammah`, or `SHAMMAH_HOME`). Every key may be left out.
-An unknown key or a bad value stops the daemon from starting, with the line at fault; `shammah config check`
-prints every problem at once, `shammah config show` what the file means. What is changed in the console counts
-at once, what is changed in the file when the daemon gets SIGHUP (`systemctl reload shammah`); only the keys
-marked "restart" count from the next start.
+With an unknown key or a bad value in it the daemon starts with the settings that it came up with last, or
+with the defaults, and log and console name the line at fault; `shammah config check` prints every problem at
+once, `shammah config show` what the file means. What is changed in the console counts at once, what is
+changed in the file when the daemon gets SIGHUP (`systemctl reload shammah`); only the keys marked "restart"
+count from the next start.
 """
 
 

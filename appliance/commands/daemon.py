@@ -41,13 +41,21 @@ def daemon(bind: str | None, insecure: bool) -> None:
     The first start imports the default model, which takes a minute. Stop with Ctrl-C or SIGTERM:
     running answers are finished, nothing is lost.
     """
+    from appliance.backup.mend import mend
     from appliance.backup.restore import finish_restore
-    from appliance.config import load_config
+    from appliance.config import load_to_serve
 
     home = Home.default()
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
-    settings = load_config(home.config)
+    if mended := mend(home):
+        click.echo(f"The store was damaged. {mended.told}", err=True)
+    loaded = load_to_serve(home.config, home.good_config)
+    for problem in loaded.problems:
+        click.echo(problem, err=True)
+    if loaded.problems:
+        click.echo(f"config.toml cannot be used: the box starts with {loaded.instead}.", err=True)
+    settings = loaded.config
     _ensure_bundle(home, settings.model.name)
 
     from appliance.app import run_daemon

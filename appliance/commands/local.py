@@ -48,11 +48,11 @@ def no_daemon(home: Home) -> Iterator[None]:
 
 
 def served_bundle(home: Home) -> Bundle:
-    """The bundle that `config.toml` names."""
-    from appliance.config import load_config
+    """The bundle that `config.toml` names; while that is broken, the one that is served meanwhile."""
+    from appliance.config import load_to_serve
     from appliance.model.bundle import load_bundle
 
-    return load_bundle(home.models / load_config(home.config).model.name)
+    return load_bundle(home.models / load_to_serve(home.config, home.good_config).config.model.name)
 
 
 class _Resting:

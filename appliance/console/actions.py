@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from sanic import Request
+
+from appliance.errors import Unavailable
+
+logger = logging.getLogger(__name__)
 
 OWNER = "owner"
 
@@ -16,4 +21,7 @@ async def audit(request: Request, action: str, **detail: Any) -> None:
     Switches are audited where they happen, whoever asks for them.
     """
     detail["address"] = request.ip
-    await asyncio.to_thread(request.app.ctx.store.audit.add, OWNER, f"console.{action}", detail)
+    try:
+        await asyncio.to_thread(request.app.ctx.store.audit.add, OWNER, f"console.{action}", detail)
+    except Unavailable as error:  # it is done; on a full disk it was perhaps to make room
+        logger.warning("Not in the audit trail (%s): %s %s", error.message, action, detail)

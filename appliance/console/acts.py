@@ -55,6 +55,8 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "settings.replace": lambda d: "Edited the settings as text",
     "settings.reload": lambda d: "Read the settings again, as they had been changed in the file",
     "settings.undo": lambda d: "Took back a change of the settings",
+    "store.mended": lambda d: "Mended a damaged store",
+    "storage.tidied": lambda d: f"Removed what may go: {d.get('mb')} MB",
     "backup.created": lambda d: f"Made {d.get('name')}",
     "backup.restored": lambda d: "Put a backup in place",
     "backup.downloaded": lambda d: f"Downloaded {d.get('name')}",

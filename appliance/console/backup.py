@@ -11,11 +11,14 @@ from sanic.exceptions import NotFound
 from sanic.response import file_stream
 
 from appliance.backup import archive, restore
+from appliance.backup.automatic import BackupState
+from appliance.backup.mend import Mended, dismiss_news, read_news
 from appliance.console.actions import OWNER, audit
 from appliance.console.render import back, form_field, page
 from appliance.console.upload import received_file
 from appliance.errors import ShammahError
 from appliance.home import Home
+from appliance.storage.usage import Usage, measure
 
 PATH = "/backup"
 UPLOAD_LIMIT = 20_000_000_000
@@ -31,12 +34,22 @@ class Backups:
         asides: what earlier restores moved aside, newest first.
         waiting: a restore waits for a restart.
         forgotten: when the owner last had something forgotten; older backups still hold it.
+        state: how the automatic ones go.
+        every: hours between them; 0 when none are made.
+        news: a damaged database that was put right.
+        usage: what takes how much of the disk.
+        surplus: bytes that may go.
     """
 
     archives: list[archive.Backup]
     asides: list[restore.Aside]
     waiting: bool
     forgotten: float | None
+    state: BackupState
+    every: float
+    news: Mended | None
+    usage: Usage
+    surplus: int
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -49,6 +62,8 @@ def add_routes(blueprint: Blueprint) -> None:
     blueprint.add_route(confirm, f"{PATH}/restore/<name:str>", methods=["GET"], name="backup_confirm")
     blueprint.add_route(put_back, f"{PATH}/restore", methods=["POST"], name="backup_restore")
     blueprint.add_route(cancel, f"{PATH}/cancel", methods=["POST"], name="backup_cancel")
+    blueprint.add_route(seen, f"{PATH}/seen", methods=["POST"], name="backup_seen")
+    blueprint.add_route(tidy, f"{PATH}/tidy", methods=["POST"], name="backup_tidy")
 
 
 def backups(ctx: Any) -> Backups:
@@ -60,6 +75,11 @@ def backups(ctx: Any) -> Backups:
         restore.asides(home),
         restore.pending(home),
         forgotten[0].at if forgotten else None,
+        ctx.upkeep.backups.state,
+        ctx.config.backup.every_hours,
+        read_news(home),
+        measure(home),
+        ctx.upkeep.plan().size,
     )
 
 
@@ -155,3 +175,19 @@ async def cancel(request: Request) -> HTTPResponse:
         return back(request, error.message, "bad", PATH)
     await audit(request, "backup.cancelled")
     return back(request, "Everything stays as it is.", to=PATH)
+
+
+async def seen(request: Request) -> HTTPResponse:
+    """The owner has read what was mended."""
+    await asyncio.to_thread(dismiss_news, request.app.ctx.home)
+    return back(request, to=PATH)
+
+
+async def tidy(request: Request) -> HTTPResponse:
+    """Remove what may go, now."""
+    try:
+        done = await asyncio.shield(asyncio.to_thread(request.app.ctx.upkeep.tidy, OWNER))
+    except ShammahError as error:
+        return back(request, error.message, "bad", PATH)
+    things = "1 thing" if len(done.removed) == 1 else f"{len(done.removed):,} things"
+    return back(request, f"Removed {things}, {done.size / 1e6:,.1f} MB.", to=PATH)

@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 from sanic import Blueprint, HTTPResponse, Request
 
+from appliance.backup.mend import read_news
 from appliance.console.acts import in_words, path_of
 from appliance.console.adapters import before_serving
-from appliance.console.needs import Need, find_needs
+from appliance.console.needs import Need, Safety, find_needs
 from appliance.console.render import page
 from appliance.console.resources import Resources, read_resources
 from appliance.console.usage import usage
 from appliance.learning.service import LearningStatus
 from appliance.learning.switch import APPLIANCE
 from appliance.served import read_served
+from appliance.settings.file import read
 from appliance.store.audit import AuditEntry
 from appliance.store.owner import password_set
 from appliance.store.runs import Run
@@ -117,6 +119,9 @@ def home(ctx: Any) -> Home:
         protected=password_set(ctx.store),
         devices=ctx.store.keys.count(),
         fallback=read_served(ctx.home).fallback,
+        safety=Safety(
+            read_news(ctx.home), ctx.upkeep.state, ctx.upkeep.backups.state, read(ctx.home.config).problems
+        ),
     )
     return Home(seen, needs)
 

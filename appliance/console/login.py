@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.render import back, is_https, page
+from appliance.errors import Unavailable
 from appliance.origin import trusted_loopback
+from appliance.store import Store
 from appliance.store.owner import (
     SESSION_COOKIE,
+    WRITE_WAIT,
     create_session,
     end_session,
     password_set,
     session_valid,
     verify_password,
 )
+
+logger = logging.getLogger(__name__)
 
 _MAX_ADDRESSES = 10_000
 
@@ -126,18 +133,18 @@ async def log_in(request: Request) -> HTTPResponse:
     if wait > 0:
         metrics.http.login("throttled")
         if throttle.worth_noting(request.ip):
-            await asyncio.to_thread(store.audit.add, request.ip, "login.throttled", {})
+            await asyncio.to_thread(_note, store, request.ip, "login.throttled", {})
         problem = f"Too many attempts. Try again in {math.ceil(wait)} seconds."
         response = page(request, "login.html", status=429, problem=problem)
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response
     if not await asyncio.to_thread(verify_password, store, secret_field(request, "password")):
         metrics.http.login("failed")
-        await asyncio.to_thread(store.audit.add, request.ip, "login.failed", {})
+        await asyncio.to_thread(_note, store, request.ip, "login.failed", {})
         return page(request, "login.html", status=401, problem="That is not the password.")
     metrics.http.login("succeeded")
     throttle.succeeded(request.ip)
-    await asyncio.to_thread(store.audit.add, "owner", "login", {"address": request.ip})
+    await asyncio.to_thread(_note, store, "owner", "login", {"address": request.ip})
     return await begin_session(request, back(request, to="/"))
 
 
@@ -181,13 +188,22 @@ async def still_admitted(request: Request) -> bool:
     return await asyncio.to_thread(look)
 
 
+def _note(store: Store, actor: str, action: str, detail: dict[str, Any]) -> None:
+    """Audit it, or log it if the store takes nothing: the owner must get in to do something about that."""
+    try:
+        with store.transaction(WRITE_WAIT):
+            store.audit.add(actor, action, detail)
+    except Unavailable as error:
+        logger.warning("Not in the audit trail (%s): %s %s %s", error.message, actor, action, detail)
+
+
 async def log_out(request: Request) -> HTTPResponse:
     """End the session, here and in the store."""
     store = request.app.ctx.store
     token = request.cookies.get(SESSION_COOKIE)
     if token and request.ctx.logged_in:
         await asyncio.to_thread(end_session, store, token)
-        await asyncio.to_thread(store.audit.add, "owner", "logout", {"address": request.ip})
+        await asyncio.to_thread(_note, store, "owner", "logout", {"address": request.ip})
     response = back(request, "You are logged out.", "info", "/login")
     response.delete_cookie(SESSION_COOKIE)
     return response

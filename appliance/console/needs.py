@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # home.py shows them
+    from appliance.backup.automatic import BackupState
+    from appliance.backup.mend import Mended
     from appliance.console.home import Overview
     from appliance.served import Fallback
+    from appliance.storage.upkeep import UpkeepState
 
 Tone = Literal["bad", "warn", "info"]
 DISK_SHARE = 0.95
@@ -32,8 +35,31 @@ class Need:
     act: str
 
 
+@dataclass(frozen=True)
+class Safety:
+    """How the box's own data is.
+
+    Attributes:
+        mended: a damaged database that was put right, and the owner has not said that he read it.
+        upkeep: what the daily care found.
+        backups: how the automatic ones go.
+        config: what is wrong with `config.toml`.
+    """
+
+    mended: Mended | None
+    upkeep: UpkeepState
+    backups: BackupState
+    config: tuple[str, ...]
+
+
 def find_needs(
-    now: float, overview: Overview, *, protected: bool, devices: int, fallback: Fallback | None
+    now: float,
+    overview: Overview,
+    *,
+    protected: bool,
+    devices: int,
+    fallback: Fallback | None,
+    safety: Safety | None = None,
 ) -> list[Need]:
     """Go through what can be amiss.
 
@@ -43,6 +69,7 @@ def find_needs(
         protected: the owner's password is set.
         devices: keys that are good.
         fallback: a model that could not be served.
+        safety: how the box's own data is.
     """
     learning, res = overview.learning, overview.resources
     found: list[Need] = []
@@ -50,13 +77,20 @@ def find_needs(
     def add(tone: Tone, text: str, path: str, act: str) -> None:
         found.append(Need(tone, text, path, act))
 
+    if safety:
+        found += _of_safety(safety)
     if fallback:
         text = f"{fallback.model} could not be served: the box went back to {fallback.instead}."
         add("bad", text, "/models", "Why")
     if overview.paused:
         add("bad", f"Nothing is collected: {overview.paused}", "/logs", "See the log")
     if res.disk_used > DISK_SHARE * res.disk_total:
-        add("bad", "The disk is nearly full. Old backups and adapters can go.", "/adapters", "Adapters")
+        add(
+            "bad",
+            "The disk is nearly full. Old backups and adapters can go.",
+            "/backup#disk",
+            "What takes it",
+        )
     if learning.review:
         drafts = "1 draft" if learning.review == 1 else f"{learning.review:,} drafts"
         add("warn", f"{drafts} to review before they are learnt.", "/review", "Review")
@@ -104,4 +138,24 @@ def find_needs(
         add(
             "info", "No device has a key yet, so none but this machine can ask.", "/devices", "Give one a key"
         )
+    return found
+
+
+def _of_safety(safety: Safety) -> list[Need]:
+    found = []
+    if safety.upkeep.damaged:
+        text = "The store is damaged in places, and what is new may not be kept. Serving goes on; a restart "
+        found.append(Need("bad", text + "puts the last good state in place.", "/restart", "Restart"))
+    if safety.mended:
+        found.append(Need("bad", f"The store was damaged. {safety.mended.told}", "/backup#mended", "Look"))
+    if safety.config:
+        text = "config.toml cannot be used, so the box goes by other settings: "
+        found.append(Need("bad", text + safety.config[0], "/settings/text", "Correct it"))
+    if safety.backups.failed:
+        text = f"The last automatic backup failed: {safety.backups.failed}"
+        found.append(Need("bad", text, "/backup", "Backups"))
+    if safety.upkeep.short:
+        missing = max(1, safety.upkeep.short // 1_000_000)
+        text = f"All that may go has gone, and {missing:,} MB are still missing for what the settings say."
+        found.append(Need("warn", text, "/backup#disk", "What takes it"))
     return found

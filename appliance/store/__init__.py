@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from appliance.files import storage_errors
 from appliance.home import Home
@@ -20,7 +21,9 @@ from appliance.store.completions import Completions
 from appliance.store.db import Database, Listener
 from appliance.store.examples import Examples
 from appliance.store.forgotten import Forgotten
+from appliance.store.keep import keep_copy
 from appliance.store.keys import Keys
+from appliance.store.owner import Unsaved
 from appliance.store.ratings import Ratings
 from appliance.store.runs import Runs
 from appliance.store.settings import Settings
@@ -49,18 +52,26 @@ class Store:
         self.audit = Audit(database)
         self.settings = Settings(database)
         self.changes = Changes(database)
+        self.unsaved = Unsaved()
 
     @classmethod
     def open(cls, home: Home) -> Store:
-        """Open the home's store, creating and migrating it as needed."""
+        """Open the home's store, creating and migrating it as needed.
+
+        What is there is copied into `backups/` before it is migrated.
+        """
         with storage_errors(f"the home {home.root}"):
             home.ensure()
-        return cls(Database(home.store))
+        return cls(Database(home.store, partial(keep_copy, home.backups, home.store)))
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make several calls one unit: all of them are kept, or none. Nested use joins the outer one."""
-        with self.database.transaction():
+    def transaction(self, wait: float | None = None) -> Iterator[None]:
+        """Make several calls one unit: all of them are kept, or none. Nested use joins the outer one.
+
+        Args:
+            wait: how many seconds to wait for others who write; for what is not worth holding up a request.
+        """
+        with self.database.transaction(wait=wait):
             yield
 
     def on_change(self, listener: Listener) -> Callable[[], None]:

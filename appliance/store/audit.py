@@ -52,6 +52,11 @@ class Audit:
             tx.execute("DELETE FROM audit WHERE seq <= ?", (seq - KEPT,))
         return AuditEntry(at, actor, action, detail, seq)
 
+    def forget_before(self, seconds: float) -> int:
+        """Delete the entries that are older than that; says how many."""
+        with self._db.transaction("audit") as tx:
+            return tx.execute("DELETE FROM audit WHERE at < ?", (time.time() - seconds,)).rowcount
+
     def list(
         self,
         limit: int = 100,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,11 @@ class Completions:
                 tuple(values.values()),
             )
             tx.execute("DELETE FROM completions WHERE seq <= ?", ((cursor.lastrowid or 0) - KEPT,))
+
+    def forget_before(self, seconds: float) -> int:
+        """Delete the answers that are older than that; says how many."""
+        with self._db.transaction("completions") as tx:
+            return tx.execute("DELETE FROM completions WHERE created < ?", (time.time() - seconds,)).rowcount
 
     def get(self, completion_id: str) -> StoredCompletion | None:
         """The completion of that id; None when it is unknown or has been forgotten."""

@@ -22,24 +22,42 @@ from typing import Any
 
 from prometheus_client import Histogram
 
-from appliance.errors import ShammahError, StorageFull, Unavailable
+from appliance.errors import (
+    ShammahError,
+    StorageDamaged,
+    StorageFailing,
+    StorageFull,
+    Unavailable,
+)
 from appliance.files import fsync_dir, storage_errors
-from appliance.store.migrations import migrate
+from appliance.store.migrations import STEPS, migrate, version
 
 Listener = Callable[[frozenset[str]], None]
 
 BUSY_SECONDS = 10.0
+"""How long a write waits for another program that holds the database."""
+QUEUE_SECONDS = 30.0
+"""How long it waits for other writes of this process: some of them wait for that program, one by one."""
 _PROBE_BYTES = 64 * 1024
 
 
 class Database:
-    """A migrated SQLite file. Thread-safe."""
+    """A migrated SQLite file. Thread-safe.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        damaged: what SQLite said when it found the file damaged; None as long as it has not.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[int, int], object] | None = None) -> None:
         """Open `path`, creating it private to this user, and migrate it.
 
+        Args:
+            path: the file.
+            keep: called before a migration of what is there, with the schema before and after; if it
+                raises, nothing is changed.
+
         Raises:
-            StorageFull: there is no room for it.
+            StorageFull: there is no room for it, or for what `keep` keeps.
             Unavailable: it is damaged, locked, or from a newer release.
         """
         self.path = path
@@ -49,6 +67,7 @@ class Database:
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
             registry=None,
         )
+        self.damaged: str | None = None
         self._write_lock = threading.RLock()
         self._read_lock = threading.Lock()
         self._owner: int | None = None
@@ -68,6 +87,8 @@ class Database:
                 self._writer.execute("PRAGMA journal_size_limit = 16777216")
                 # What is deleted is overwritten with zeros, and does not lie about in free pages.
                 self._writer.execute("PRAGMA secure_delete = ON")
+                if keep is not None and 0 < (found := version(self._writer)) < len(STEPS):
+                    keep(found, len(STEPS))
                 migrate(self._writer)
             self._reader = self._connect()
             with self._explained():
@@ -87,7 +108,7 @@ class Database:
         return connection
 
     @contextmanager
-    def transaction(self, *tables: str) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *tables: str, wait: float | None = None) -> Iterator[sqlite3.Connection]:
         """All or nothing: committed and flushed to disk when the block ends, rolled back if it raises.
 
         Nested use in the same thread joins the outer transaction. When an inner block has failed
@@ -95,16 +116,18 @@ class Database:
 
         Args:
             tables: what the block writes, for the listeners of `on_change`.
+            wait: how many seconds to wait for others who write; for what is not worth holding up a request.
 
         Raises:
             StorageFull: the disk is full; nothing of the transaction was kept.
+            Unavailable: others have been writing all the time.
         """
         touched: frozenset[str] = frozenset()
-        with self._write_lock:
+        with self._turn(wait):
             outermost = self._owner is None
             if outermost:
                 with self._explained():
-                    self._writer.execute("BEGIN IMMEDIATE")
+                    self._begin(wait)
                 self._owner = threading.get_ident()
                 self._failed = False
                 self._touched.clear()
@@ -134,6 +157,28 @@ class Database:
         if touched:
             for listener in list(self._listeners):
                 listener(touched)
+
+    @contextmanager
+    def _turn(self, wait: float | None) -> Iterator[None]:
+        if not self._write_lock.acquire(timeout=QUEUE_SECONDS if wait is None else wait):
+            raise self._in_use()
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    def _begin(self, wait: float | None) -> None:
+        if wait is None:
+            self._writer.execute("BEGIN IMMEDIATE")
+            return
+        self._writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        finally:
+            self._writer.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+
+    def _in_use(self) -> Unavailable:
+        return Unavailable(f"{self.path} is in use by another program; try again when it is done.")
 
     def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows of a query; inside a transaction of this thread it sees that transaction's writes."""
@@ -175,7 +220,7 @@ class Database:
                 self._writer.execute("VACUUM")
                 busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
-            raise Unavailable(f"{self.path} is in use by another program; try again when it is done.")
+            raise self._in_use()
 
     def copy_to(self, path: Path) -> None:
         """Write a copy as of now to a new file, without anything that was deleted. Others go on meanwhile.
@@ -183,23 +228,22 @@ class Database:
         Raises:
             StorageFull: there is no room for it.
         """
-        connection = self._connect()
-        try:
-            with self._explained():
-                connection.execute("VACUUM INTO ?", (str(path),))
-        finally:
-            connection.close()
-        path.chmod(0o600)
+        with self._explained():
+            copy_database(self.path, path)
 
     def check(self) -> None:
         """Look at every page and index.
 
+        Takes a connection of its own: it may last, and others want to read meanwhile.
+
         Raises:
-            Unavailable: something is wrong.
+            StorageDamaged: something is wrong.
         """
-        problems = [str(row[0]) for row in self.all("PRAGMA integrity_check(5)")]
-        if problems != ["ok"]:
-            raise Unavailable(f"{self.path.name} is damaged: {'; '.join(problems)}")
+        with self._explained():
+            problem = find_damage(self.path)
+        if problem is not None:
+            self.damaged = problem
+            raise StorageDamaged(f"{self.path.name} is damaged: {problem}")
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with the tables written, after each commit of this process.
@@ -241,28 +285,83 @@ class Database:
                 return Unavailable("The store is closed: the appliance is shutting down.")
             return None
         primary = code & 0xFF
-        if primary == sqlite3.SQLITE_FULL or (
-            # Flushes and the WAL's index report a lack of space as a plain input/output error.
-            primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and not self._has_room()
-        ):
+        if primary == sqlite3.SQLITE_FULL:
             return StorageFull(
                 f"The disk is full: nothing was written to {self.path.name}. Free space and retry."
             )
         if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return Unavailable(f"{self.path} is in use by another program; try again when it is done.")
+            return self._in_use()
         if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return Unavailable(f"{self.path} is damaged ({error}): restore it from a backup or move it away.")
+            self.damaged = str(error)
+            return StorageDamaged(
+                f"{self.path} is damaged ({error}). A restart puts the last good state in place."
+            )
+        if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            # Flushes and the WAL's index report a lack of space as a plain input/output error.
+            return self._disk_trouble() or StorageFailing(f"{self.path} cannot be used: {error}.")
         return None
 
-    def _has_room(self) -> bool:
+    def _disk_trouble(self) -> ShammahError | None:
         # Free-space counters know nothing of quotas; writing something is the sure test.
         try:
-            with storage_errors("probe"), tempfile.TemporaryFile(dir=self.path.parent) as file:
+            with storage_errors(self.path.name), tempfile.TemporaryFile(dir=self.path.parent) as file:
                 file.write(bytes(_PROBE_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
-        except StorageFull:
-            return False
+        except ShammahError as trouble:
+            return trouble
         except OSError:
-            return True
-        return True
+            return None
+        return None
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Write a copy of a database as of now to a new file, without anything that was deleted.
+
+    Others go on meanwhile, and no lock is held that they could wait for. The same content gives the same
+    bytes.
+
+    Raises:
+        sqlite3.Error: it cannot be read or written.
+    """
+    connection = sqlite3.connect(source, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.execute("VACUUM INTO ?", (str(target),))
+    finally:
+        connection.close()
+    target.chmod(0o600)
+
+
+def find_damage(path: Path) -> str | None:
+    """Look at every page and index of a database; what is wrong with it, if something is.
+
+    Takes about a second and a half for a gigabyte, or as long as reading that from the disk.
+
+    Raises:
+        sqlite3.Error: it cannot be looked at.
+    """
+    connection = _read_only(path)
+    try:
+        problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
+    finally:
+        connection.close()
+    return None if problems == ["ok"] else " ".join("; ".join(problems).split())
+
+
+def look_into(path: Path) -> None:
+    """Read the schema of a database, which takes no time.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    connection = _read_only(path)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    finally:
+        connection.close()
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    # Closing it does not even move the WAL into the file.
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)

@@ -209,6 +209,14 @@ class Examples:
         """A page of the examples that a run holds, used or parked, oldest first."""
         return self._select("WHERE run_id = ? ORDER BY seq LIMIT ? OFFSET ?", (run_id, limit, offset))
 
+    def runs_that_hold(self) -> set[str]:
+        """The runs with examples that are not learnt: being trained on, or parked."""
+        rows = self._db.all(
+            "SELECT DISTINCT run_id FROM examples"
+            " WHERE state IN ('training', 'parked') AND run_id IS NOT NULL"
+        )
+        return {row[0] for row in rows}
+
     def waiting(self, ids: Iterable[str], run_id: str) -> tuple[str, ...]:
         """Which of these, and of those a run has parked, are pending or parked; oldest first."""
         rows = self._db.all(

@@ -23,6 +23,8 @@ MAX_MODELS = 200
 MODEL_LIMIT = 200
 SEEN_SECONDS = 300.0
 """`last_seen` is at most this stale. Exact times would cost a disk flush for every request."""
+SEEN_WAIT = 0.1
+"""Seconds that a request waits, at most, for others who write, to have that noted."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,10 @@ class Keys:
         if device.last_seen is not None and 0 <= now - device.last_seen < SEEN_SECONDS:
             return device
         try:
-            with self._db.transaction("devices") as tx:
+            with self._db.transaction("devices", wait=SEEN_WAIT) as tx:
                 tx.execute("UPDATE devices SET last_seen = ? WHERE id = ?", (now, device.id))
         except Unavailable:
-            # A full disk is no reason to lock the device out.
+            # A disk in trouble is no reason to lock the device out, or to have it wait.
             return device
         return replace(device, last_seen=now)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import argon2
@@ -23,12 +24,16 @@ from appliance.errors import Conflict, InvalidRequest, Unavailable
 if TYPE_CHECKING:
     from appliance.store import Store
 
+logger = logging.getLogger(__name__)
+
 SESSION_COOKIE = "shammah_session"
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 """Hashing cost grows with length: a megabyte of password must not buy a minute of CPU."""
 SEEN_SECONDS = 300.0
 """When a session was last used is at most this stale: exact times would cost a disk flush a request."""
+WRITE_WAIT = 1.0
+"""Seconds that somebody who logs in or out waits, at most, for others who write to the store."""
 _MAX_SESSIONS = 50
 _PASSWORD = "owner.password"
 _SESSIONS = "owner.sessions"
@@ -55,6 +60,21 @@ class Session:
     mine: bool
 
 
+@dataclass
+class Unsaved:
+    """What the store could not take: a full disk must not keep out the one who is to free it.
+
+    It is lost with the process, and then the owner logs in again.
+
+    Attributes:
+        sessions: that have begun, like those in the store.
+        ended: digests of sessions that were ended.
+    """
+
+    sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+
+
 def password_set(store: Store) -> bool:
     """Whether the owner has chosen a password; before that only this machine may manage the box."""
     return store.settings.get(_PASSWORD) is not None
@@ -69,6 +89,7 @@ def set_password(store: Store, text: str) -> None:
     hashed = _hashed(text)
     with store.transaction():
         _keep_password(store, hashed)
+    store.unsaved.sessions = {}
 
 
 def set_first_password(store: Store, text: str) -> None:
@@ -108,20 +129,26 @@ def verify_password(store: Store, text: str) -> bool:
     except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
         return False
     if _hasher.check_needs_rehash(hashed):
-        store.settings.set(_PASSWORD, _hasher.hash(text))
+        with suppress(Unavailable):
+            store.settings.set(_PASSWORD, _hasher.hash(text))
     return True
 
 
 def create_session(store: Store, hours: float, address: str = "") -> str:
-    """Start a session and return its token, to be set as the browser's cookie."""
+    """Start a session and return its token, to be set as the browser's cookie.
+
+    If the store cannot take it, it lasts no longer than this process.
+    """
     token = secrets.token_urlsafe(32)
     now = time.time()
-    with store.transaction():
-        sessions = _live(_read(store), now)
-        newest = sorted(sessions.items(), key=lambda item: item[1]["created"])[-(_MAX_SESSIONS - 1) :]
-        sessions = dict(newest)
-        sessions[_digest(token)] = {"created": now, "expires": now + hours * 3600, "address": address}
-        _write(store, sessions)
+    fresh = {"created": now, "expires": now + hours * 3600, "address": address}
+    try:
+        with store.transaction(WRITE_WAIT):
+            _write(store, {**_newest(_live(_read(store), now)), _digest(token): fresh})
+    except Unavailable as error:
+        logger.warning("A session is kept in memory only: %s", error)
+        unsaved = store.unsaved
+        unsaved.sessions = {**_newest(_live(unsaved.sessions, now)), _digest(token): fresh}
     return token
 
 
@@ -129,17 +156,22 @@ def session_valid(store: Store, token: str | None) -> bool:
     """Whether `token` names a session that has not expired or been ended. Notes that it was used."""
     if not token:
         return False
-    now = time.time()
-    session = _read(store).get(_digest(token))
+    now, digest = time.time(), _digest(token)
+    if digest in store.unsaved.ended:
+        return False
+    if (unsaved := store.unsaved.sessions.get(digest)) is not None:
+        unsaved["seen"] = now
+        return float(unsaved["expires"]) > now
+    session = _read(store).get(digest)
     if session is None or session["expires"] <= now:
         return False
     if not 0 <= now - _seen(session) < SEEN_SECONDS:
         # A full disk is no reason to lock the owner out.
-        with suppress(Unavailable), store.transaction():
+        with suppress(Unavailable), store.transaction(WRITE_WAIT):
             sessions = _read(store)
-            if _digest(token) not in sessions:
+            if digest not in sessions:
                 return False  # ended a moment ago
-            sessions[_digest(token)]["seen"] = now
+            sessions[digest]["seen"] = now
             _write(store, sessions)
     return True
 
@@ -149,26 +181,40 @@ def list_sessions(store: Store, token: str | None) -> list[Session]:
     mine = _digest(token) if token else ""
     found = [
         Session(item["created"], _seen(item), item["expires"], item.get("address", ""), digest == mine)
-        for digest, item in _live(_read(store), time.time()).items()
+        for digest, item in _live({**_read(store), **store.unsaved.sessions}, time.time()).items()
+        if digest not in store.unsaved.ended
     ]
     return sorted(found, key=lambda session: (session.mine, session.seen), reverse=True)
 
 
 def end_other_sessions(store: Store, token: str) -> int:
     """End every session but that of `token`; returns how many there were."""
+
+    def mine(sessions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {digest: item for digest, item in sessions.items() if digest == _digest(token)}
+
     with store.transaction():
         sessions = _live(_read(store), time.time())
-        kept = {digest: item for digest, item in sessions.items() if digest == _digest(token)}
-        _write(store, kept)
-    return len(sessions) - len(kept)
+        _write(store, mine(sessions))
+    ended = len(sessions) - len(mine(sessions))
+    ended += len(store.unsaved.sessions) - len(mine(store.unsaved.sessions))
+    store.unsaved.sessions = mine(store.unsaved.sessions)
+    return ended
 
 
 def end_session(store: Store, token: str) -> None:
     """Log out: the token is worthless from now on."""
-    with store.transaction():
-        sessions = _live(_read(store), time.time())
-        sessions.pop(_digest(token), None)
-        _write(store, sessions)
+    digest = _digest(token)
+    if store.unsaved.sessions.pop(digest, None) is not None:
+        return
+    try:
+        with store.transaction(WRITE_WAIT):
+            sessions = _live(_read(store), time.time())
+            sessions.pop(digest, None)
+            _write(store, sessions)
+    except Unavailable as error:
+        logger.warning("That a session was ended is kept in memory only: %s", error)
+        store.unsaved.ended.add(digest)
 
 
 def _hashed(text: str) -> str:
@@ -197,6 +243,11 @@ def _read(store: Store) -> dict[str, dict[str, Any]]:
 
 def _write(store: Store, sessions: dict[str, dict[str, Any]]) -> None:
     store.settings.set(_SESSIONS, json.dumps(sessions))
+
+
+def _newest(sessions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Room for one more."""
+    return dict(sorted(sessions.items(), key=lambda item: item[1]["created"])[-(_MAX_SESSIONS - 1) :])
 
 
 def _seen(session: dict[str, Any]) -> float:

@@ -260,7 +260,7 @@ def test_everything_survives_reopening(home: Home) -> None:
 def test_a_device_is_let_in_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     _, secret = store.keys.create("Kitchen")
 
-    def full(*tables: str) -> None:
+    def full(*tables: str, wait: float | None = None) -> None:
         raise StorageFull("full")
 
     monkeypatch.setattr(store.database, "transaction", full)
