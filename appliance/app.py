@@ -205,13 +205,17 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
 
 
 def _offer_storage(metrics: Metrics, upkeep: Upkeep) -> None:
-    for name, text, read in (
-        ("store_damaged", "1 when the database was found damaged.", lambda: upkeep.state.damaged is not None),
-        ("disk_low", "1 while less disk is free than the settings want.", lambda: upkeep.state.low),
-        ("backup_failed", "1 when the last automatic backup failed.", lambda: bool(upkeep.backups.state.failed)),
-        ("backup_time_seconds", "When the newest automatic backup was made.", lambda: upkeep.backups.state.last),
-    ):
+    backups = upkeep.backups
+
+    def offer(name: str, text: str, read: Callable[[], float | None]) -> None:
         metrics.offer(f"shammah_{name}", text, read)
+
+    offer("store_damaged", "1 when the database was found damaged.", lambda: upkeep.state.damaged is not None)
+    offer("disk_low", "1 while less disk is free than the settings want.", lambda: upkeep.state.low)
+    offer(
+        "backup_failed", "1 when the last automatic backup failed.", lambda: backups.state.failed is not None
+    )
+    offer("backup_time_seconds", "When the newest automatic backup was made.", lambda: backups.state.last)
 
 
 class Drafts:
