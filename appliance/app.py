@@ -45,6 +45,7 @@ from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.leftovers import sweep
 from appliance.logs import watch_tasks
+from appliance.metrics import parts as optional
 from appliance.metrics.exposition import Metrics
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
@@ -170,6 +171,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.metrics = Metrics(app.ctx)
     _offer_storage(app.ctx.metrics, parts.upkeep)
     app.ctx.limits = Limits()
+    optional.offer(app.ctx.metrics, app.ctx)
     api.setup(app)
     console.setup(app)
     drafts = Drafts(parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import json
 import logging
 import logging.handlers
@@ -33,9 +34,6 @@ FILES = 3
 INDENT = "    "
 """Before each further line of a record: only its head begins at the margin."""
 
-VARIABLE = "SHAMMAH_RUN"
-"""Tells child programs of which run they are."""
-
 counts: Counter[str] = Counter()
 """Records written since the start, by level."""
 
@@ -57,11 +55,6 @@ def begin_request(request: str) -> None:
 def current_request() -> str:
     """The request that is being answered here; empty outside of one."""
     return _request.get()
-
-
-def current_run() -> str:
-    """The run that is going on here; empty outside of one."""
-    return _run.get()
 
 
 @contextmanager
@@ -182,12 +175,17 @@ def configure(directory: Path, level: str, form: Format) -> None:
 
 
 def configure_child() -> None:
-    """In a child program: log to stderr, which goes into the run's log, and say of which run it is."""
+    """In a child program: log to stderr, which goes into the run's log, and say of which run it is.
+
+    That is the directory where it puts its result.
+    """
     stream = logging.StreamHandler()
     stream.setFormatter(TextFormatter())
     logging.basicConfig(level="WARNING", handlers=[stream], force=True)
     logging.getLogger("appliance").setLevel(logging.INFO)
-    _run.set(os.environ.get(VARIABLE, ""))
+    for option, value in itertools.pairwise(sys.argv):
+        if option == "--out" and (run := Path(value).parent.name).startswith("run_"):
+            _run.set(run)
 
 
 class _Counting(logging.Handler):

@@ -71,7 +71,7 @@ def end(request: Request) -> None:
     metrics: Metrics = request.app.ctx.metrics
     metrics.http.responded(route, request.ctx.status, _caller(request), seconds)
     # Pages, and what machines ask every few seconds as a matter of course, are for who looks for faults.
-    level = logging.INFO if route.startswith("/v1/") else logging.DEBUG
+    level = logging.INFO if request.path.startswith("/v1/") else logging.DEBUG
     if access.isEnabledFor(level):
         fields = _fields(request, route, seconds)
         head = f"{fields['method']} {route} {request.ctx.status} {seconds:.3f}s"

@@ -1,8 +1,12 @@
-"""The log: the newest records first, by level and search, and followed live."""
+"""The log: the newest records first, by level, search and what they are about, and followed live.
+
+The file holds text or JSON, as `[server] log_format` says, and both after that was changed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -20,6 +24,7 @@ from sanic.response import file_stream
 from appliance.console.live import told_of_stop
 from appliance.console.login import still_admitted
 from appliance.console.render import page, render
+from appliance.logs import INDENT, readable
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 SHOWN = 200
@@ -28,7 +33,11 @@ READ_BYTES = 2_000_000
 RECORD_CHARS = 4_000
 FOLLOW_SECONDS = 1.0
 PING_SECONDS = 15.0
-_HEAD = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ([A-Z]+) ([\w.<>-]+): ", re.ASCII)
+_HEAD = re.compile(
+    r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(?P<ms>\d{3}) (?P<level>[A-Z]+) (?P<name>[\w.<>-]+)"
+    r"(?: request=(?P<request>\S+))?(?: run=(?P<run>\S+))?: ",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -40,32 +49,39 @@ class Record:
         level: "DEBUG" to "CRITICAL".
         name: of the module that wrote it.
         text: with the lines of a traceback, if there is one.
+        request: id of the request it is about; empty for none.
+        run: id of the run it is about; empty for none.
     """
 
     at: float
     level: str
     name: str
     text: str
+    request: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which records to show: those at least this grave, with this text in them."""
+    """Which records to show: those at least this grave, with this text in them, about this request or run."""
 
     level: str = "INFO"
     search: str = ""
+    about: str = ""
 
     def fits(self, record: Record) -> bool:
         """Whether to show it."""
         grave = logging.getLevelNamesMapping()
         if grave.get(record.level, 0) < grave[self.level]:
             return False
+        if self.about and self.about not in (record.request, record.run):
+            return False
         needle = self.search.casefold()
         return needle in record.text.casefold() or needle in record.name.casefold()
 
     def query(self) -> str:
         """As part of an address."""
-        return urlencode({"level": self.level, "search": self.search})
+        return urlencode({"level": self.level, "search": self.search, "about": self.about})
 
 
 def add_routes(blueprint: Blueprint) -> None:
@@ -176,14 +192,17 @@ def records(text: str) -> Iterator[Record]:
     """The records of a piece of log, oldest first. Lines without a head belong to the record before."""
     head: re.Match[str] | None = None
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # `splitlines` would end some where the log does not
         found = _HEAD.match(line)
-        if found is None:
-            lines.append(line)
+        parsed = _parse(line) if found is None and line.startswith("{") else None
+        if found is None and parsed is None:
+            lines.append(line.removeprefix(INDENT))
             continue
         if head is not None:
             yield _record(head, lines)
-        head, lines = found, [line[found.end() :]]
+        if parsed is not None:
+            yield parsed
+        head, lines = found, [line[found.end() :]] if found else []
     if head is not None:
         yield _record(head, lines)
 
@@ -191,13 +210,28 @@ def records(text: str) -> Iterator[Record]:
 def _record(head: re.Match[str], lines: list[str]) -> Record:
     at = 0.0
     with suppress(ValueError, OverflowError):
-        at = datetime.strptime(head[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(head[2]) / 1000
-    return Record(at, head[3], head[4], "\n".join(lines)[:RECORD_CHARS])
+        at = datetime.strptime(head["at"], "%Y-%m-%d %H:%M:%S").timestamp() + int(head["ms"]) / 1000
+    text = "\n".join(lines).rstrip("\n")[:RECORD_CHARS]
+    return Record(at, head["level"], head["name"], text, head["request"] or "", head["run"] or "")
+
+
+def _parse(line: str) -> Record | None:
+    """A record of the JSON format; None when it is something else."""
+    try:
+        entry = json.loads(line)
+        at = datetime.fromisoformat(entry["time"]).timestamp()
+        level, name, message = str(entry["level"]), str(entry["logger"]), str(entry["message"])
+    except (ValueError, RecursionError, OverflowError, KeyError, TypeError):
+        return None
+    parts = [message, *(str(entry[part]) for part in ("exception", "stack") if part in entry)]
+    text = readable("\n".join(parts))[:RECORD_CHARS]
+    return Record(at, level, name, text, str(entry.get("request", "")), str(entry.get("run", "")))
 
 
 def _wanted(request: Request) -> Wanted:
-    level = request.args.get("level", "INFO")
-    return Wanted(level if level in LEVELS else "INFO", request.args.get("search", "").strip()[:200])
+    level, about = request.args.get("level", "INFO"), request.args.get("about", "").strip()
+    search = request.args.get("search", "").strip()[:200]
+    return Wanted(level if level in LEVELS else "INFO", search, about[:200])
 
 
 def _path(request: Request) -> Path:

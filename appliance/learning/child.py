@@ -82,6 +82,7 @@ class Child:
         self._yielding = yielding
         self._on_pause = on_pause
         self._stop = threading.Event()
+        self._name = ""
         self.seconds = 0.0
         self.peak_mb = 0.0
 
@@ -122,6 +123,7 @@ class Child:
         """
         if self._stop.is_set():
             raise ChildStopped
+        self._name = _name(command)
         with log.open("ab") as errors:
             # A process group of its own: Ctrl-C at the daemon's terminal is the daemon's business. Not a
             # session: Linux shares the processor out among sessions first (autogroup), and niceness
@@ -134,9 +136,7 @@ class Child:
                 process_group=0,
                 encoding="utf-8",
                 errors="replace",
-                env={**os.environ, logs.VARIABLE: logs.current_run()},
             )
-            name = _name(command)
             said: list[str] = []
             assert process.stdout is not None
             reader = threading.Thread(
@@ -149,10 +149,9 @@ class Child:
                 reader.start()
                 _be_modest(process.pid, limits.nice)
                 on_start(process.pid)
-                self._watch(process, name, limits, used)
+                self._watch(process, limits, used)
             finally:
                 _kill_group(process)
-                memory.pop(name, None)
                 reader.join(timeout=5)
                 process.stdout.close()
         if process.returncode < 0:
@@ -161,7 +160,7 @@ class Child:
             failure = ChildTooLarge if process.returncode == errno.ENOMEM else ChildFailed
             raise failure(said[-1] if said else _why(process.returncode, log))
 
-    def _watch(self, process: subprocess.Popen[str], name: str, limits: Limits, used: float) -> None:
+    def _watch(self, process: subprocess.Popen[str], limits: Limits, used: float) -> None:
         self.peak_mb = 0.0
         self.seconds, still, weighed, before = 0.0, False, 0.0, time.monotonic()
         try:
@@ -178,22 +177,23 @@ class Child:
                     raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
                 if now - weighed >= WEIGH_SECONDS:
                     weighed = now
-                    memory[name] = self._weigh(process.pid, limits.memory_mb) * MB
+                    self._weigh(process.pid, limits.memory_mb)
                 if self._yielding is not None and self._yielding.stands_still(now) != still:
                     still = not still
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGSTOP if still else signal.SIGCONT)
                     self._on_pause(still)
         finally:
+            memory.pop(self._name, None)
             if still:
                 self._on_pause(False)
 
-    def _weigh(self, pid: int, limit: int) -> float:
+    def _weigh(self, pid: int, limit: int) -> None:
         used = resident_mb(pid)
         self.peak_mb = max(self.peak_mb, used)
+        memory[self._name] = used * MB
         if used > limit:
             raise ChildTooLarge(f"It was stopped at {used:.0f} MB of memory; the limit is {limit} MB.")
-        return used
 
 
 def _name(command: Sequence[str]) -> str:

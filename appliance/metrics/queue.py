@@ -34,7 +34,7 @@ class Queue(Collector):
             exchanges.add_metric([outcome], count)
         yield exchanges
         yield GaugeMetricFamily(
-            "shammah_collecting_paused", "1 while nothing can be stored.", value=collector.paused is not None
+            "shammah_collection_paused", "1 while nothing can be stored.", value=collector.paused is not None
         )
         self._look()
         examples = GaugeMetricFamily("shammah_examples", "Stored examples by state.", labels=["state"])
