@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 SAME_STEP = 2
 """So often a run goes on from the same step: what kills it there would kill it again."""
+JUDGED_AGAIN = 3
+"""So often the gate of a run is begun again when it was killed."""
 
 
 class Resumption:
@@ -60,6 +62,16 @@ class Resumption:
         self._store.runs.update(run.id, metrics={**metrics, "resumed": [*earlier, step]}, pid=None)
         logger.warning("%s was cut off; it goes on from step %d", run.id, step)
         self._events.publish("run.resumed", run=run.id, step=step)
+        return True
+
+    def judge_again(self, run: Run) -> bool:
+        """Whether a gate that was killed begins again; counted before it does."""
+        metrics = self._store.runs.get(run.id).metrics or {}
+        before = metrics.get("judged_again", 0)
+        if before >= JUDGED_AGAIN:
+            return False
+        self._store.runs.update(run.id, metrics={**metrics, "judged_again": before + 1}, pid=None)
+        logger.warning("The gate of %s was killed; it begins again", run.id)
         return True
 
     def sweep(self) -> None:

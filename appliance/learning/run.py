@@ -327,6 +327,15 @@ class Runner:
         return selection
 
     def _judge(self, run: Run) -> dict[str, Any]:
+        """The gate's report. A gate that is killed begins again: a training that is done is worth that."""
+        while True:
+            try:
+                return self._judge_once(run)
+            except ChildKilled:
+                if not self._resumption.judge_again(run):
+                    raise
+
+    def _judge_once(self, run: Run) -> dict[str, Any]:
         directory = self._directory(run)
         gate = gate_seconds(self._store.runs.list(RUNS_READ))
         self._tracker.enter(run.id, "gating", gate)

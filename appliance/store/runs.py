@@ -36,7 +36,8 @@ class Run:
         report: the gate's verdict.
         metrics: what the trainer measured; `left_out` counts the examples it was not given, by reason;
             `resumed` lists the steps from which it went on after it was cut off; `failed` the checks that
-            failed; `retry_of` names the run whose examples it tried again.
+            failed; `retry_of` names the run whose examples it tried again; `judged_again` counts how
+            often its gate was killed and began again.
         pid: the child process, while there is one.
     """
 

@@ -35,9 +35,9 @@ RUN = (
     "train.recovering", "train.stepped@2", "train.checkpoint@3", "train.checkpointed@2", "train.weights",
     "train.trained", "gate.begun", "gate.judged", "gate.written", "gate.reported", "gate.settled",
     "adapters.linked", "train.placed", "promote.swapped", "promote.stated", "promote.linked",
-    "promote.recorded", "train.ended",
+    "train.ended",
 )  # fmt: skip
-"""In the order in which one run comes by."""
+"""In the order in which one run comes by. After a kill at `promote.linked` the switch is done."""
 FORGET = ("forget.back", "forget.committed", "forget.cleaned", "forget.removed", "forget.scrubbed")
 STAGE = ("restore.unpacked", "restore.checked", "restore.noted")
 PLACE = (

@@ -37,6 +37,7 @@ default_max_tokens = 8
 epochs = 1
 layers = 0.04
 rank = 2
+threads = 2
 max_tokens = 64
 anchor_weight = 0
 drift_weight = 0
