@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import json
 import logging
@@ -17,7 +18,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import served
+from appliance import notify, served
 from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
@@ -61,6 +62,8 @@ def configure_logging(home: Home, level: str) -> None:
         force=True,
     )
     first_run.setLevel(logging.INFO)
+    # When a watchdog aborts the process, the journal says where each thread hung.
+    faulthandler.enable()
     for noisy in ("asyncio", "apscheduler", "watchfiles", "sanic.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -119,7 +122,8 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
 
     async def reload() -> None:
         try:
-            taken = await asyncio.to_thread(settings.reload, APPLIANCE)
+            with notify.reloading():
+                taken = await asyncio.to_thread(settings.reload, APPLIANCE)
         except ShammahError as error:
             logger.error("The settings stay as they are: %s", error)
         else:
@@ -160,7 +164,7 @@ def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
 
     @app.after_server_start
     async def invite(app: Sanic[Any, Any]) -> None:
-        here = _LOOPBACK_OF.get(host, host)
+        here = reached_at(host)
         token = await asyncio.to_thread(create_setup_token, app.ctx.store)
         if not (insecure or is_loopback(here)):
             first_run.info(
@@ -183,6 +187,11 @@ def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
                 host,
                 "everybody, because of --insecure," if insecure else "only this machine",
             )
+
+
+def reached_at(host: str) -> str:
+    """The address by which this machine reaches what listens on `host`."""
+    return _LOOPBACK_OF.get(host, host)
 
 
 def _in_url(host: str) -> str:

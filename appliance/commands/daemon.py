@@ -10,6 +10,10 @@ import click
 from appliance.errors import BundleError
 from appliance.home import Home
 
+RESTORE_SECONDS = 3600.0
+IMPORT_SECONDS = 3600.0
+"""How long a step of the start may take until a supervisor may take it for hanging."""
+
 
 def _check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is None:
@@ -41,10 +45,12 @@ def daemon(bind: str | None, insecure: bool) -> None:
     The first start imports the default model, which takes a minute. Stop with Ctrl-C or SIGTERM:
     running answers are finished, nothing is lost.
     """
+    from appliance import notify
     from appliance.backup.restore import finish_restore
     from appliance.config import load_config
 
     home = Home.default()
+    notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     settings = load_config(home.config)
@@ -67,6 +73,9 @@ def _ensure_bundle(home: Home, name: str) -> None:
         return
     except BundleError:
         pass
+    from appliance import notify
+
+    notify.starting("Importing the default model", at_most=IMPORT_SECONDS)
     click.echo("The default model is not here yet (or is damaged): importing it.", err=True)
     done = subprocess.run([sys.executable, "-m", "appliance.cli", "model", "import", DEFAULT], check=False)
     if done.returncode != 0:
