@@ -15,7 +15,8 @@ IMPORT_SECONDS = 3600.0
 """How long a step of the start may take until a supervisor may take it for hanging."""
 
 
-def _check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Of an option: HOST:PORT, or nothing."""
     if value is None:
         return None
     host, _, port = value.rpartition(":")
@@ -36,7 +37,7 @@ Until the owner has set a password, only this machine is served, whatever the ad
 to set the box up. --insecure overrides that: whoever reads the link can then set it up from the network."""
 )
 @click.option(
-    "--bind", metavar="HOST:PORT", callback=_check_bind, help="Where to listen; config.toml's by default."
+    "--bind", metavar="HOST:PORT", callback=check_bind, help="Where to listen; config.toml's by default."
 )
 @click.option("--insecure", is_flag=True, help="Serve the network before a password is set.")
 def daemon(bind: str | None, insecure: bool) -> None:
