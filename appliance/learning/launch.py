@@ -139,6 +139,7 @@ class Sliced:
             if "pid" not in answer:
                 raise OSError(answer.get("error", "the launcher ended before it started anything"))
             self.pid = int(answer["pid"])
+            self._life = os.pidfd_open(self.pid)
         except BaseException:
             self._socket.close()
             self.output.close()
@@ -154,8 +155,10 @@ class Sliced:
                 return False
             answer = self._hear()
             if "code" not in answer:
-                # The launcher was killed, systemd kills the rest, and the process id is free.
+                # The launcher was killed: systemd kills the rest, and the process id may be a stranger's.
                 self._socket.close()
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._life, signal.SIGKILL)
             self._code = int(answer.get("code", -signal.SIGKILL))
         return True
 
@@ -169,6 +172,7 @@ class Sliced:
         while not self.ended(within=START_SECONDS):
             logger.warning("Process %d has been killed, but does not end.", self.pid)
         self._socket.close()
+        os.close(self._life)
         assert self._code is not None
         return self._code
 
