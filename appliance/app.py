@@ -21,7 +21,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import console, process, served
+from appliance import console, heartbeat, notify, process, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
@@ -68,6 +68,8 @@ WORKERS = 32
 has locked would soon hold all of them; whoever wants no more than a key looked up would wait with them."""
 FULL_BYTES = 1_000_000
 """With less free disk, a start needs what was put by for that."""
+LOAD_SECONDS = 1800.0
+"""For a large model on a slow disk, and a store's migration before it."""
 _IMPORTED = time.monotonic()
 
 
@@ -306,6 +308,7 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
     """Serve to the end; says whether to start anew."""
     try:
         try:
+            notify.starting(f"Loading {config.model.name}", at_most=LOAD_SECONDS)
             served.begin(home, config.model.name)
             parts = build(home, config)
             _tell_of_start(parts)
@@ -318,6 +321,7 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
             process.stop_when_told(app, parts.restart)
             process.reload_on_signal(app, parts.settings)
             process.announce(app, home, host, sock.getsockname()[1])
+            heartbeat.attach(app, process.reached_at(host), sock.getsockname()[1])
             if not password_set(parts.store):
                 process.invite(app, host, sock.getsockname()[1], insecure)
             app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)

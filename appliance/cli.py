@@ -11,8 +11,22 @@ from typing import Any
 import click
 
 from appliance import __version__
-from appliance.commands import access, adapters, backup, config, daemon, eval, model, queue, storage, training
+from appliance.commands import (
+    access,
+    adapters,
+    backup,
+    config,
+    daemon,
+    eval,
+    install,
+    model,
+    queue,
+    storage,
+    training,
+)
+from appliance.commands.local import become_owner
 from appliance.errors import ShammahError
+from appliance.home import Home
 
 
 class Root(click.Group):
@@ -56,12 +70,15 @@ Data is kept in ~/.shammah, or where SHAMMAH_HOME points.
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.""",
 )
 @click.version_option(__version__, prog_name="shammah")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Serve a language model to your home, and let it learn from use.
 
     Every answer and every correction becomes an example. When enough have come together a run trains
     an adapter, the gate judges it, and if it is good the daemon switches to it.
     """
+    if context.invoked_subcommand not in ("install", "uninstall"):
+        become_owner(Home.default())
 
 
 cli.add_command(daemon.daemon)
@@ -77,6 +94,8 @@ cli.add_command(backup.restore)
 cli.add_command(storage.storage)
 cli.add_command(access.console)
 cli.add_command(access.keys)
+cli.add_command(install.install)
+cli.add_command(install.uninstall)
 
 
 def main() -> None:

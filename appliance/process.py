@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import fcntl
 import json
 import logging
@@ -16,7 +17,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import logs, served
+from appliance import logs, notify, served
 from appliance.config import keep_good
 from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
@@ -53,6 +54,8 @@ def configure_logging(home: Home, server: ServerConfig) -> None:
     """Log as the settings say; how to get in is logged in any case."""
     logs.configure(home.logs, server.log_level, server.log_format)
     first_run.setLevel(logging.INFO)
+    # When a watchdog aborts the process, the journal says where each thread hung.
+    faulthandler.enable()
 
 
 @contextmanager
@@ -109,7 +112,8 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
 
     async def reload() -> None:
         try:
-            taken = await asyncio.to_thread(settings.reload, APPLIANCE)
+            with notify.reloading():
+                taken = await asyncio.to_thread(settings.reload, APPLIANCE)
         except ShammahError as error:
             logger.error("The settings stay as they are: %s", error)
         else:
@@ -154,7 +158,7 @@ def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
 
     @app.after_server_start
     async def invite(app: Sanic[Any, Any]) -> None:
-        here = _LOOPBACK_OF.get(host, host)
+        here = reached_at(host)
         token = await asyncio.to_thread(create_setup_token, app.ctx.store)
         if not (insecure or is_loopback(here)):
             first_run.info(
@@ -177,6 +181,11 @@ def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
                 host,
                 "everybody, because of --insecure," if insecure else "only this machine",
             )
+
+
+def reached_at(host: str) -> str:
+    """The address by which this machine reaches what listens on `host`."""
+    return _LOOPBACK_OF.get(host, host)
 
 
 def _in_url(host: str) -> str:

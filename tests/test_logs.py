@@ -109,7 +109,8 @@ async def main():
     gc.collect()
 
 with logs.about(run="run_1"):
-    thread = threading.Thread(target=logs.inheriting(lambda: logging.getLogger("appliance.y").info("of a run")))
+    of_run = logs.inheriting(lambda: logging.getLogger("appliance.y").info("of a run"))
+    thread = threading.Thread(target=of_run)
     thread.start(); thread.join()
 thread = threading.Thread(target=fail, name="careless")
 thread.start(); thread.join()

@@ -10,8 +10,13 @@ import click
 from appliance.errors import BundleError
 from appliance.home import Home
 
+RESTORE_SECONDS = 3600.0
+IMPORT_SECONDS = 3600.0
+"""How long a step of the start may take until a supervisor may take it for hanging."""
 
-def _check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+
+def check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Of an option: HOST:PORT, or nothing."""
     if value is None:
         return None
     host, _, port = value.rpartition(":")
@@ -32,7 +37,7 @@ Until the owner has set a password, only this machine is served, whatever the ad
 to set the box up. --insecure overrides that: whoever reads the link can then set it up from the network."""
 )
 @click.option(
-    "--bind", metavar="HOST:PORT", callback=_check_bind, help="Where to listen; config.toml's by default."
+    "--bind", metavar="HOST:PORT", callback=check_bind, help="Where to listen; config.toml's by default."
 )
 @click.option("--insecure", is_flag=True, help="Serve the network before a password is set.")
 def daemon(bind: str | None, insecure: bool) -> None:
@@ -41,11 +46,13 @@ def daemon(bind: str | None, insecure: bool) -> None:
     The first start imports the default model, which takes a minute. Stop with Ctrl-C or SIGTERM:
     running answers are finished, nothing is lost.
     """
+    from appliance import notify
     from appliance.backup.mend import mend
     from appliance.backup.restore import finish_restore
     from appliance.config import load_to_serve
 
     home = Home.default()
+    notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     if mended := mend(home):
@@ -75,6 +82,9 @@ def _ensure_bundle(home: Home, name: str) -> None:
         return
     except BundleError:
         pass
+    from appliance import notify
+
+    notify.starting("Importing the default model", at_most=IMPORT_SECONDS)
     click.echo("The default model is not here yet (or is damaged): importing it.", err=True)
     done = subprocess.run([sys.executable, "-m", "appliance.cli", "model", "import", DEFAULT], check=False)
     if done.returncode != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from appliance.learning.switch import Switch
     from appliance.model.bundle import Bundle
     from appliance.store import Store
+
+
+def become_owner(home: Home) -> None:
+    """Root works as the user whose home it is: what it left there as its own, the daemon could not touch."""
+    if os.geteuid() != 0:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        owner = home.root.stat()
+        if owner.st_uid != 0:
+            os.setgroups([])
+            os.setgid(owner.st_gid)
+            os.setuid(owner.st_uid)
 
 
 @contextlib.contextmanager

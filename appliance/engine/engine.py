@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.adapters.file import Adapter
@@ -126,6 +127,7 @@ class Engine:
         self._session = Session(bundle, adapter, self._cache, threads=self._threads)
         self._wake = threading.Condition()
         self._waiting: deque[Sequence] = deque()
+        self._pings: list[Callable[[], None]] = []
         self._running = False
         self._thread: threading.Thread | None = None
         self._swapping = asyncio.Lock()
@@ -177,6 +179,26 @@ class Engine:
         if self._thread:
             self._thread.join()
 
+    async def ping(self) -> None:
+        """Return when the engine's thread has answered: at once when idle, else after the present step.
+
+        Raises:
+            Unavailable: the engine is not running.
+        """
+        loop = asyncio.get_running_loop()
+        answered = asyncio.Event()
+
+        def answer() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may have closed
+                loop.call_soon_threadsafe(answered.set)
+
+        with self._wake:
+            if not self.alive:
+                raise Unavailable("The engine is not running.")
+            self._pings.append(answer)
+            self._wake.notify()
+        await answered.wait()
+
     def stats(self) -> EngineStats:
         """Counters and load, for metrics and the console."""
         started, work = self._step_started, self._batch.work
@@ -217,6 +239,7 @@ class Engine:
                 f"{len(request.prompt)}. Send a shorter prompt.",
                 param="messages",
             )
+        failpoint("engine.queue")
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta | Exception] = asyncio.Queue()
 
@@ -314,14 +337,18 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while self._running and not self._waiting and not self._batch.active:
+                while self._running and not (self._waiting or self._batch.active or self._pings):
                     self._wake.wait()
                 if not self._running:
                     break
+                pings, self._pings = self._pings, []
                 self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
                 while self._waiting and not self._batch.full:
                     self._admit()
-            self._step()
+            for answer in pings:
+                answer()
+            if self._batch.active:
+                self._step()
             if self._retired:
                 self._reap()
         with self._wake:

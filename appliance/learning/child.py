@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from typing import IO, Any
 import psutil
 
 from appliance import logs
+from appliance.learning.launch import Program, launch
 from appliance.learning.yielding import Yielding
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ WEIGH_SECONDS = 0.5
 _NAMES = {"peft": "trainer", "ort": "trainer", "gate": "gate", "importer": "import", "figures": "measure"}
 memory: dict[str, float] = {}
 """What the programs that run now take, in bytes, by their name; weighed every `WEIGH_SECONDS`."""
+SACRIFICE = "500"
+"""When the machine runs out of memory, the kernel takes the program rather than the daemon."""
 MB = 1024 * 1024
 
 
@@ -125,48 +127,35 @@ class Child:
             raise ChildStopped
         self._name = _name(command)
         with log.open("ab") as errors:
-            # A process group of its own: Ctrl-C at the daemon's terminal is the daemon's business. Not a
-            # session: Linux shares the processor out among sessions first (autogroup), and niceness
-            # would count only inside the trainer's.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                process_group=0,
-                encoding="utf-8",
-                errors="replace",
-            )
+            program = launch(command, errors, limits.memory_mb)
             said: list[str] = []
-            assert process.stdout is not None
             reader = threading.Thread(
                 target=logs.inheriting(_relay),
-                args=(process.stdout, errors, on_event, said),
+                args=(program.output, errors, on_event, said),
                 name="child-output",
                 daemon=True,
             )
             try:
                 reader.start()
-                _be_modest(process.pid, limits.nice)
-                on_start(process.pid)
-                self._watch(process, limits, used)
+                _be_modest(program.pid, limits.nice)
+                on_start(program.pid)
+                self._watch(program, limits, used)
             finally:
-                _kill_group(process)
+                code = program.finish()
                 reader.join(timeout=5)
-                process.stdout.close()
-        if process.returncode < 0:
-            raise ChildKilled(_why(process.returncode, log))
-        if process.returncode:
-            failure = ChildTooLarge if process.returncode == errno.ENOMEM else ChildFailed
-            raise failure(said[-1] if said else _why(process.returncode, log))
+                program.output.close()
+        if code < 0:
+            raise ChildKilled(_why(code, log))
+        if code:
+            failure = ChildTooLarge if code == errno.ENOMEM else ChildFailed
+            raise failure(said[-1] if said else _why(code, log))
 
-    def _watch(self, process: subprocess.Popen[str], limits: Limits, used: float) -> None:
+    def _watch(self, program: Program, limits: Limits, used: float) -> None:
         self.peak_mb = 0.0
         self.seconds, still, weighed, before = 0.0, False, 0.0, time.monotonic()
         try:
             while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL_SECONDS)
+                if program.ended(within=POLL_SECONDS):
                     return
                 if self._stop.is_set():
                     raise ChildStopped
@@ -177,11 +166,10 @@ class Child:
                     raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
                 if now - weighed >= WEIGH_SECONDS:
                     weighed = now
-                    self._weigh(process.pid, limits.memory_mb)
+                    self._weigh(program.pid, limits.memory_mb)
                 if self._yielding is not None and self._yielding.stands_still(now) != still:
                     still = not still
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGSTOP if still else signal.SIGCONT)
+                    program.signal(signal.SIGSTOP if still else signal.SIGCONT)
                     self._on_pause(still)
         finally:
             memory.pop(self._name, None)
@@ -209,6 +197,8 @@ def _be_modest(pid: int, nice: int) -> None:
         # The last to read and write, but not idle: what an idle process holds of the file system's
         # journal, the store's writes would wait for.
         process.ionice(psutil.IOPRIO_CLASS_BE, 7)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(SACRIFICE)
 
 
 def resident_mb(pid: int) -> float:
@@ -259,12 +249,6 @@ def _relay(
                 on_event(event)
             except Exception:
                 logger.exception("A line of the child program could not be relayed")
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _why(code: int, log: Path) -> str:

@@ -7,15 +7,41 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from launching import Launchers, children_of, exists, launchers
 
-from appliance.learning.child import Child, ChildFailed, ChildStopped, ChildTooLarge, Limits, kill_orphans
+from appliance.learning import launch
+from appliance.learning.child import (
+    Child,
+    ChildFailed,
+    ChildKilled,
+    ChildStopped,
+    ChildTooLarge,
+    Limits,
+    kill_orphans,
+)
 
 LIMITS = Limits(nice=5, memory_mb=2000, seconds=60)
+
+
+@pytest.fixture(params=["plain", "sliced"], autouse=True)
+def sliced(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Launchers | None]:
+    """All holds for a child of this process, and for a program that a launcher starts."""
+    if request.param == "plain":
+        yield None
+        return
+    with launchers(tmp_path / "socket") as listening:
+        monkeypatch.setenv(launch.SOCKET, str(listening.path))
+        monkeypatch.setenv(launch.MEMORY, "4000")
+        yield listening
 
 
 def run(
@@ -69,7 +95,17 @@ def test_memory_is_limited_children_included(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match="MB of memory; the limit is 200 MB"):
         run(tmp_path, hungry, Limits(0, 200, 60))
     assert time.monotonic() - started < 40
-    assert not [p for p in psutil.Process().children(recursive=True) if "bytearray" in " ".join(p.cmdline())]
+    assert _alive("bytearray") == []
+
+
+def _alive(words: str) -> list[int]:
+    """Processes with these words in their command, but for this one and those that are as good as gone."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and words in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
 def test_time_is_limited(tmp_path: Path) -> None:
@@ -109,3 +145,64 @@ def test_orphans_are_known_by_their_output(tmp_path: Path) -> None:
 def test_ctrl_c_at_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
     code = "import os, json; print(json.dumps({'group': os.getpgid(0)}))"
     assert run(tmp_path, code)[0]["group"] != os.getpgid(0)
+
+
+def test_it_runs_where_it_should(sliced: Launchers | None, tmp_path: Path) -> None:
+    code = "import os, json; print(json.dumps({'parent': os.getppid()}))"
+    parent = run(tmp_path, code)[0]["parent"]
+    assert parent == (sliced.started[0].pid if sliced else os.getpid())
+    # One that may take more than the slice grants would be killed there.
+    assert run(tmp_path, code, Limits(5, 5000, 60))[0]["parent"] == os.getpid()
+
+
+def test_nothing_is_left_of_it(sliced: Launchers | None, tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(61)'])"
+    run(tmp_path, f"{code}; import os, json; print(json.dumps({{'group': os.getpgid(0)}}))")
+    if sliced:
+        assert sliced.started[0].wait(20) == 0
+    assert _alive("time.sleep(61)") == []
+
+
+def test_a_socket_that_leads_nowhere_is_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(launch.SOCKET, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(launch.MEMORY, "4000")
+    code = "import os, json; print(json.dumps({'parent': os.getppid()}))"
+    assert run(tmp_path, code)[0]["parent"] == os.getpid()
+    assert "no training slice" in caplog.text
+
+
+def test_it_does_not_outlive_a_daemon_that_is_killed(sliced: Launchers | None, tmp_path: Path) -> None:
+    """Not even while it stands still."""
+    if sliced is None:
+        return  # a plain child: tests/learning/test_yielding.py
+    code = f"""
+from pathlib import Path
+from appliance.learning.child import Child, Limits
+from appliance.learning.yielding import Yielding
+Child(Yielding(lambda: True, 0.01)).run(
+    [{sys.executable!r}, "-c", "import time; time.sleep(600)"], log=Path({str(tmp_path / "log")!r}),
+    limits=Limits(5, 2000, 600), on_event=print, on_start=lambda pid: print(pid, flush=True))
+"""
+    daemon = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert daemon.stdout is not None
+    pid = int(daemon.stdout.readline())
+    assert children_of(sliced.started[0].pid) == [pid]
+    end = time.monotonic() + 30
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end, "it did not stand still"
+        time.sleep(0.02)
+    daemon.kill()
+    daemon.wait()
+    daemon.stdout.close()
+    assert sliced.started[0].wait(30) == 0
+    assert not exists(pid)
+
+
+def test_a_launcher_that_is_killed_ends_it(sliced: Launchers | None, tmp_path: Path) -> None:
+    if sliced is None:
+        return
+    threading.Timer(1.0, lambda: sliced.started[0].kill()).start()
+    with pytest.raises(ChildKilled, match="killed by SIGKILL"):
+        run(tmp_path, "import time; time.sleep(20)")
