@@ -108,7 +108,7 @@ def test_thousands_of_cases_by_whom_it_serves(daemon: Daemon, tmp_path: Path) ->
     tried["the owner"] = explore(daemon, tmp_path, "--max-examples=150")
     with opened(daemon.home) as store:
         set_password(store, "correct horse battery")
-        key = store.keys.create("fuzz").key
+        _, key = store.keys.create("fuzz")
     for who, token in (("a device", key), ("a bad key", "sk-shammah-none"), ("another's key", "sk-else")):
         headers = {**ELSEWHERE, "Authorization": f"Bearer {token}"}
         tried[who] = explore(daemon, tmp_path, "--max-examples=60", headers=headers)
