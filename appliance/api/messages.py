@@ -5,9 +5,26 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.config import JsonDict
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 4.0 is a whole one, and some clients write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 
 
 class Body(BaseModel):
@@ -21,7 +38,11 @@ class Function(Body):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object.")
+    parameters: dict[str, Any] | None = Field(
+        None,
+        description="JSON schema of the arguments, an object.",
+        json_schema_extra={"properties": {"type": {"const": "object"}}},
+    )
     strict: bool | None = None
 
     @field_validator("parameters")
@@ -86,8 +107,45 @@ class ContentPart(Body):
     text: str
 
 
+_SAYS: JsonDict = {"content": {"type": ["string", "array"]}}
+_CALLS_NOTHING: JsonDict = {"tool_calls": {"maxItems": 0}}
+
+
 class Message(Body):
     """One message of a conversation."""
+
+    # What the validators below ask for, in the document.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "properties": {
+                        "role": {"enum": ["system", "developer", "user"]},
+                        **_SAYS,
+                        **_CALLS_NOTHING,
+                    },
+                    "required": ["content"],
+                },
+                {"properties": {"role": {"const": "assistant"}, **_SAYS}, "required": ["content"]},
+                {
+                    "properties": {
+                        "role": {"const": "assistant"},
+                        "tool_calls": {"type": "array", "minItems": 1},
+                    },
+                    "required": ["tool_calls"],
+                },
+                {
+                    "properties": {
+                        "role": {"const": "tool"},
+                        "tool_call_id": {"type": "string"},
+                        **_SAYS,
+                        **_CALLS_NOTHING,
+                    },
+                    "required": ["content", "tool_call_id"],
+                },
+            ]
+        }
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     name: str | None = None

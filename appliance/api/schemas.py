@@ -10,17 +10,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from appliance.api.messages import Body, Message, Name, NamedTool, Tool
+from appliance.api.messages import WHOLE, Body, Message, Name, NamedTool, Tool
 from appliance.errors import InvalidRequest
 
 MAX_MESSAGES = 2000
 MAX_CHOICES = 8
 MAX_TOOLS = 128
+MAX_STOPS = 4
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Stops = Annotated[
+    list[Stop],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "maxItems": MAX_STOPS,
+            "items": {"type": "string", "minLength": 1, "maxLength": 500},
+        }
+    ),
+]
 Weight = Literal["normal", "medium", "high"] | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
@@ -34,10 +53,10 @@ class GenerationBody(Body):
     """What chat and plain completions share."""
 
     model: str = Field(description="`shammah`, or the served model's own name; see `/v1/models`.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens.")
+    max_tokens: Annotated[int | None, WHOLE] = Field(None, ge=1, description="Longest answer in tokens.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="Not in OpenAI's API; 0 for all.")
+    top_k: Annotated[int | None, WHOLE] = Field(None, ge=0, description="Not in OpenAI's API; 0 for all.")
     min_p: float | None = Field(
         None, ge=0, le=1, description="Not in OpenAI's API: cut tokens less likely than this beside the best."
     )
@@ -47,9 +66,11 @@ class GenerationBody(Body):
         None, gt=0, le=2, description="Not in OpenAI's API: over prompt and answer; 1 for none."
     )
     logit_bias: dict[TokenId, Bias] | None = Field(None, description="Added to the logits of these tokens.")
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: Stop | list[Stop] | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers to give to the one prompt.")
+    seed: Annotated[int | None, WHOLE] = Field(None, ge=0, lt=2**63)
+    stop: Stop | Stops | None = None
+    n: Annotated[int | None, WHOLE] = Field(
+        None, ge=1, le=MAX_CHOICES, description="Answers to give to the one prompt."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -58,8 +79,8 @@ class GenerationBody(Body):
     @field_validator("stop")
     @classmethod
     def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 4:
-            raise ValueError("at most 4 stop strings")
+        if isinstance(stop, list) and len(stop) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop strings")
         return stop
 
     @property
@@ -87,6 +108,15 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     """The form of an answer: free text, any JSON object, or JSON of a schema."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"enum": ["text", "json_object"]}}},
+                {"properties": {"json_schema": {"type": "object"}}, "required": ["json_schema"]},
+            ]
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = Field(None, validate_default=True)
 
@@ -108,10 +138,29 @@ class ResponseFormat(Body):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                {
+                    "anyOf": [
+                        {"properties": {"top_logprobs": {"type": "null"}}},
+                        {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+                    ]
+                },
+                {
+                    "anyOf": [
+                        {"properties": {"tool_choice": {"enum": [None, "auto", "none"]}}},
+                        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+                    ]
+                },
+            ]
+        }
+    )
+
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Annotated[int | None, WHOLE] = Field(None, ge=1)
     logprobs: bool | None = Field(None, description="Report the log probability of each token.")
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int | None, WHOLE] = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
@@ -159,8 +208,25 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`: plain continuation, without the chat template."""
 
-    prompt: str | list[str]
-    logprobs: int | None = Field(None, ge=0, le=5, description="Likely tokens to report in each place.")
+    prompt: Annotated[
+        str | list[str],
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {
+                        "type": "array",
+                        "minItems": 1,
+                        "maxItems": 1,
+                        "items": {"type": "string", "minLength": 1},
+                    },
+                ]
+            }
+        ),
+    ]
+    logprobs: Annotated[int | None, WHOLE] = Field(
+        None, ge=0, le=5, description="Likely tokens to report in each place."
+    )
 
     @property
     def opening(self) -> str:
@@ -188,6 +254,21 @@ class CompletionBody(GenerationBody):
 
 class FeedbackBody(Body):
     """`POST /v1/feedback`: what was asked, what was answered, and what a person says of it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "properties": {
+                        "query": {"type": "string", "pattern": "\\S"},
+                        "response": {"type": "string", "pattern": "\\S"},
+                    },
+                    "required": ["query", "response"],
+                },
+                {"properties": {"completion_id": {"type": "string"}}, "required": ["completion_id"]},
+            ]
+        }
+    )
 
     query: str | None = Field(None, max_length=100_000)
     response: str | None = Field(None, max_length=100_000)

@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request, Sanic
-from sanic.exceptions import PayloadTooLarge, SanicException
+from sanic.exceptions import NotFound, PayloadTooLarge, SanicException
 from sanic.response import html, raw, text
 
+from appliance.api.errors import respond
 from appliance.console import (
     account,
     adapter,
@@ -61,6 +62,7 @@ def setup(app: Sanic[Any, Any]) -> None:
     environment().get_template("home.html")
     load_assets()
     app.blueprint(blueprint)
+    app.error_handler.add(NotFound, lost)
 
 
 async def admit(request: Request) -> HTTPResponse | None:
@@ -160,6 +162,21 @@ async def explain(request: Request, error: Exception) -> HTTPResponse:
     if wants_fragment(request):
         return text(message, status=status)
     return page(request, "error.html", status=status, title="That did not work", message=message)
+
+
+async def lost(request: Request, error: NotFound) -> HTTPResponse:
+    """An address that is none: a page for a person, the API's error for a program."""
+    if request.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
+        return await respond(request, error)
+    response = page(
+        request,
+        "error.html",
+        status=404,
+        title="There is no such page",
+        message="Nothing is at this address. It may have been mistyped, or what it showed is gone.",
+    )
+    await harden(request, response)
+    return response
 
 
 async def static(request: Request, asset_version: str, name: str) -> HTTPResponse:

@@ -25,7 +25,6 @@ from appliance.config import Config
 from appliance.errors import (
     AdapterInvalid,
     Conflict,
-    InvalidRequest,
     NotFound,
     Pinned,
     ShammahError,
@@ -144,9 +143,8 @@ class Runner:
             retry: the batch to try again, parked ones included; otherwise all that is pending.
 
         Raises:
-            InvalidRequest: there is nothing to train on.
             Unavailable: the trainer's environment is missing, or the box is shutting down.
-            Conflict: another run has not ended.
+            Conflict: there is nothing to train on, or another run has not ended.
         """
         if self._closing:
             raise Unavailable("The box is shutting down.")
@@ -157,7 +155,7 @@ class Runner:
         else:
             ids = [*retry.ids[:BATCH_LIMIT]]
         if not ids:
-            raise InvalidRequest("The queue is empty: there is nothing to train on.")
+            raise Conflict("The queue is empty: there is nothing to train on.")
         with self._store.transaction():
             for other in self._store.runs.unfinished():
                 raise Conflict(f"{other.id} was cut off and is ended first; try again in a minute.")

@@ -16,7 +16,7 @@ from appliance.adapters.registry import Registry
 from appliance.adapters.watcher import AdapterWatcher
 from appliance.config import Config
 from appliance.engine.engine import Engine
-from appliance.errors import Conflict, InvalidRequest, Pinned, ShammahError
+from appliance.errors import Conflict, Pinned, ShammahError
 from appliance.events import Event, EventBus
 from appliance.failpoints import failpoint
 from appliance.home import Home
@@ -170,14 +170,13 @@ class Learning:
         """Start a run on all that is pending.
 
         Raises:
-            Conflict: one is going on; or the box has nothing to spare now, and it starts by itself
-                as soon as it has.
-            InvalidRequest: the queue is empty.
+            Conflict: one is going on; or the queue is empty; or the box has nothing to spare now, and it
+                starts by itself as soon as it has.
         """
         with self._lock:
             self._refuse_if_busy(".")
             if not self._store.examples.count("pending"):
-                raise InvalidRequest("The queue is empty: there is nothing to train on.")
+                raise Conflict("The queue is empty: there is nothing to train on.")
             deferral = self._shortage(person=True)
             if deferral is not None:
                 self._asked = True

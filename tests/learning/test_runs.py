@@ -325,7 +325,7 @@ async def test_a_box_without_memory_defers_and_says_so(home: Home, bundle: Bundl
 async def test_asking_with_an_empty_queue(home: Home, bundle: Bundle) -> None:
     async with running(home, bundle, OFF) as box:
         await box.until(lambda: not box.learning._busy, 30)
-        with pytest.raises(InvalidRequest, match="queue is empty"):
+        with pytest.raises(Conflict, match="queue is empty"):
             box.learning.request("person")
 
 
