@@ -1,8 +1,8 @@
 """Real containers for tests, on a machine without a registry or Docker: podman with storage of its own.
 
-Whatever a build needs to reach packages (Debian's mirror, pip's configuration, certificates) is read from this
-machine, lent to the RUN steps, and not left in the image. Run as a program it prints the environment by which
-`podman` in a shell sees the same images: `eval $(python tests/box/podman.py)`.
+Whatever a build needs to reach packages (a Debian mirror, settings of pip, certificates) is read from this
+machine, lent to the RUN steps, and not left in the image. Run as a program it prints the environment by
+which `podman` in a shell sees the same images: `eval "$(python tests/box/podman.py)"`.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def debian_mirror() -> str:
 
 
 def lent(place: Path) -> list[str]:
-    """Mounts for the RUN steps: certificates, and pip's settings merged into one file, with what they name."""
+    """Mounts for the RUN steps: certificates, settings of pip merged into one file, and what they name."""
     certificates = os.environ.get("SSL_CERT_FILE") or _CERTIFICATES
     pip, named = _pip_settings()
     if "cert" in pip:
