@@ -129,6 +129,12 @@ class StorageFull(Unavailable):
     code = "storage_full"
 
 
+class NotWritable(Unavailable):
+    """The home, or a part of it, is not this user's to write; the message says whose it is."""
+
+    code = "not_writable"
+
+
 class ConfigError(ShammahError):
     """`config.toml` cannot be used; the message names the line, the key and, where near, the right one.
 

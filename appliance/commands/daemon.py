@@ -45,6 +45,7 @@ def daemon(bind: str | None, insecure: bool) -> None:
     from appliance.config import load_config
 
     home = Home.default()
+    home.check_writable()
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     settings = load_config(home.config)
