@@ -34,7 +34,7 @@ RUN grep '^torch==' requirements/train.txt > requirements/torch.txt \
     && /opt/tool/bin/pip install --no-cache-dir --no-deps --target train-packages \
         ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} -r requirements/torch.txt \
     && /opt/tool/bin/pip install --no-cache-dir --no-deps --target train-packages -r requirements/added.txt \
-    && rm -rf train-packages/bin train-packages/torch/bin train-packages/torch/include train-packages/torch/share
+    && rm -rf train-packages/bin train-packages/torch/include train-packages/torch/share
 
 # The trainer on onnxruntime-training has packages for one architecture; elsewhere the one on torch trains.
 FROM serve-packages AS ort-packages

@@ -97,4 +97,6 @@ def test_the_model_is_built_from_what_is_copied_for_it() -> None:
     for module in done.stdout.split():
         path = module.replace(".", "/")
         places = (f"{path}.py", f"{path}/__init__.py")
-        assert any(place == taken or place.startswith(f"{taken}/") for place in places for taken in copied), module
+        assert any(place == taken or place.startswith(f"{taken}/") for place in places for taken in copied), (
+            module
+        )

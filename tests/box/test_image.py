@@ -1,4 +1,4 @@
-"""The image, built from this checkout and run for real: hardened, without a network, stopped, hung, starved."""
+"""The image, built from this checkout and run for real: confined, without a network, stopped, hung."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from box.podman import Container, Podman
+from box.images import CHECKOUT, build_image
+from box.podman import BASE, Container, Podman
 from daemons import free_port
 
 pytestmark = pytest.mark.box
 
-CHECKOUT = Path(__file__).parents[2]
 CONTEXT = ("appliance", "web", "requirements", "LICENSE", "Dockerfile", ".dockerignore")
 HOME = "/var/lib/shammah"
 PYTHON = "/opt/shammah/.venv/bin/python"
@@ -32,7 +32,8 @@ PASSWORD = "correct horse battery staple"
 READY = "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/ready', timeout=5)"
 ASK = """
 import json, sys, urllib.request as u
-body = {"model": "shammah", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}
+messages = [{"role": "user", "content": "Hello"}]
+body = {"model": "shammah", "messages": messages, "max_tokens": 8, "temperature": 0}
 headers = {"Content-Type": "application/json"}
 request = u.Request("http://127.0.0.1:8080/v1/chat/completions", json.dumps(body).encode(), headers)
 print(json.load(u.urlopen(request, timeout=120))["choices"][0]["message"]["content"])
@@ -80,28 +81,19 @@ class Box:
         )
         return str(answer.choices[0].message.content)
 
-    def plan(self, failpoints: str) -> None:
-        script = f"from pathlib import Path; Path('{HOME}/failpoints').write_text('{failpoints}')"
-        self.container.exec(PYTHON, "-c", script)
+    def write(self, name: str, text: str) -> None:
+        """A file in the home."""
+        self.container.exec("tee", f"{HOME}/{name}", input=text)
 
 
 @pytest.fixture(scope="module")
 def image(podman: Podman) -> str:
-    return build(podman, CHECKOUT, "localhost/shammah:test")
+    return build_image(podman)
 
 
 @pytest.fixture(scope="module")
 def serve_image(podman: Podman) -> str:
-    return build(podman, CHECKOUT, "localhost/shammah:test-serve", "--target", "serve")
-
-
-def build(podman: Podman, context: Path, tag: str, *options: str) -> str:
-    # The machine's own pip settings say where packages come from, torch as well.
-    podman.build(context, tag, "--layers", "--build-arg", "TORCH_INDEX=", *options)
-    history = podman.run("history", "--format", "{{.Size}}\t{{.CreatedBy}}", tag).stdout
-    shown = [line for line in history.splitlines() if not line.startswith("0 B")]
-    print(f"\n{tag}: {podman.inspect(tag)['Size'] / 1e6:.0f} MB", *shown, sep="\n  ")  # type: ignore[operator]
-    return tag
+    return build_image(podman, "serve")
 
 
 @pytest.fixture
@@ -143,9 +135,7 @@ def test_what_the_build_was_lent_does_not_stay(podman: Podman, image: str) -> No
     shell = ("--rm", "--entrypoint", "/bin/sh", "--user", "0")
     assert podman.run("run", *shell, image, "-c", script).stdout.split() == ["0", "0"]
     base = podman.run("run", *shell, image, "-c", "sha256sum /etc/ssl/certs/ca-certificates.crt").stdout
-    assert base == podman.run(
-        "run", "--rm", "localhost/debian:bookworm-slim", "sha256sum", "/etc/ssl/certs/ca-certificates.crt"
-    ).stdout
+    assert base == podman.run("run", "--rm", BASE, "sha256sum", "/etc/ssl/certs/ca-certificates.crt").stdout
 
 
 def test_a_change_of_the_code_ships_little(podman: Podman, serve_image: str, tmp_path: Path) -> None:
@@ -157,7 +147,7 @@ def test_a_change_of_the_code_ships_little(podman: Podman, serve_image: str, tmp
             shutil.copy2(source, tmp_path / name)
     with (tmp_path / "appliance/app.py").open("a") as file:
         file.write("\n# Another release.\n")
-    other = build(podman, tmp_path, "localhost/shammah:test-next", "--target", "serve")
+    other = build_image(podman, "serve", tmp_path, "next")
     try:
         before, after = (podman.inspect(name)["RootFS"]["Layers"] for name in (serve_image, other))  # type: ignore[index]
         assert len(before) == len(after)
@@ -205,63 +195,57 @@ def test_devices_are_served_through_the_port_and_data_outlives_the_container(
     assert "Hello" in json.dumps(waiting)
 
 
-def test_sigterm_lets_answers_end(image: str, start_box: StartBox) -> None:
-    for tokens, whole in ((24, True), (4000, False)):
-        box = start_box(image)
-        key = box.set_up()
-        stream = box.client(key).chat.completions.create(
-            model="shammah",
-            messages=[{"role": "user", "content": "Tell me all you know about the sea."}],
-            max_tokens=tokens,
-            temperature=0,
-            stream=True,
-        )
-        next(iter(stream))
-        stopped: list[tuple[int, float]] = []
-        stopping = threading.Thread(target=lambda b=box: stopped.append(b.container.stop()))  # type: ignore[misc]
-        stopping.start()
+@pytest.mark.parametrize(("tokens", "whole"), [(24, True), (4000, False)])
+def test_sigterm_lets_answers_end(image: str, start_box: StartBox, tokens: int, whole: bool) -> None:
+    box = start_box(image)
+    key = box.set_up()
+    stream = box.client(key).chat.completions.create(
+        model="shammah",
+        messages=[{"role": "user", "content": "Tell me all you know about the sea."}],
+        max_tokens=tokens,
+        temperature=0,
+        stream=True,
+    )
+    next(iter(stream))
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(box.container.stop)
         reason = None
         try:
             for chunk in stream:
                 reason = (chunk.choices[0].finish_reason if chunk.choices else None) or reason
         except (openai.APIError, httpx.HTTPError) as error:
             assert not whole, error
-        stopping.join()
-        ((code, took),) = stopped
-        print(f"SIGTERM in an answer of up to {tokens} tokens: exit code {code} after {took:.1f} s ({reason})")
-        assert code == 0
-        assert took < DRAIN_SECONDS
-        assert not whole or reason in ("stop", "length")
-        box.container.remove()
+        code, took = stopping.result()
+    print(f"SIGTERM in an answer of up to {tokens} tokens: exit code {code} after {took:.1f} s ({reason})")
+    assert code == 0
+    assert took < DRAIN_SECONDS
+    assert not whole or reason in ("stop", "length")
 
 
 @pytest.mark.parametrize("hang", ["engine.step", "loop.turn"])
 def test_a_hang_makes_it_unhealthy(image: str, start_box: StartBox, hang: str) -> None:
-    box = start_box(image, "--env", f"SHAMMAH_FAILPOINTS={HOME}/failpoints", wait=False)
-    settings = f"from pathlib import Path; Path('{HOME}/config.toml').write_text('[server]\\nstalled_seconds = 2\\n')"
-    box.container.exec(PYTHON, "-c", settings)
-    box.wait_ready()
-    box.container.podman.run("restart", box.container.name)
-    box.wait_ready()
-    assert box.container.healthy()
-    box.plan(f"{hang}=hang")
-    asking = threading.Thread(target=lambda: box.container.exec(PYTHON, "-c", ASK, check=False))
-    asking.start()
-    deadline = time.monotonic() + 120
-    while box.container.health != "unhealthy":
-        assert time.monotonic() < deadline, box.container.logs
-        time.sleep(1)
-        box.container.healthy()
-    box.plan("")
-    asking.join()
+    box = start_box(image, "--env", f"SHAMMAH_FAILPOINTS={HOME}/failpoints")
+    box.write("config.toml", "[server]\nstalled_seconds = 2\n")
+    box.container.podman.run("kill", "--signal", "HUP", box.container.name)
+    assert box.container.healthy() and box.container.health == "healthy"
+    box.write("failpoints", f"{hang}=hang")
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(box.container.exec, PYTHON, "-c", ASK, check=False)
+        deadline = time.monotonic() + 120
+        while box.container.health != "unhealthy":
+            assert time.monotonic() < deadline, box.container.logs
+            time.sleep(1)
+            box.container.healthy()
+        box.write("failpoints", "")
+        asking.result()
     assert box.container.healthy() and box.container.health == "healthy"
 
 
-@pytest.mark.parametrize("volume_is", ["another user's", "read-only"])
+@pytest.mark.parametrize("mistake", ["another user's", "read-only"])
 def test_a_wrong_volume_is_told_in_words(
-    podman: Podman, image: str, containers: Callable[..., Container], volume: str, tmp_path: Path, volume_is: str
+    image: str, containers: Callable[..., Container], volume: str, tmp_path: Path, mistake: str
 ) -> None:
-    if volume_is == "read-only":
+    if mistake == "read-only":
         mount, told = f"{volume}:{HOME}:ro", f"{HOME} is on a read-only file system"
     else:
         tmp_path.chmod(0o755)
