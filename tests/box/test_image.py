@@ -126,14 +126,16 @@ def test_the_image_says_what_it_is(podman: Podman, image: str) -> None:
     assert config["StopSignal"] == "SIGTERM"
     assert config["Volumes"] == {HOME: {}}
     assert config["Labels"]["org.opencontainers.image.title"] == "Shammah"
-    checked = podman.inspect(image).get("HealthCheck") or config.get("Healthcheck")
-    assert checked["Test"] == ["CMD", PYTHON, "-m", "appliance.probe"]  # type: ignore[index]
+    checked = podman.inspect(image)["Healthcheck"]
+    assert isinstance(checked, dict)
+    assert checked["Test"] == ["CMD", PYTHON, "-m", "appliance.probe"]
 
 
 def test_what_the_build_was_lent_does_not_stay(podman: Podman, image: str) -> None:
-    script = "cat /etc/pip.conf 2>/dev/null | wc -c; find / -xdev -name 'pip' -type d | wc -l"
+    # Empty places where something was mounted are all there is.
+    script = "cat /etc/pip.conf 2>/dev/null; find / -xdev -name 'pip-*.dist-info'; find /opt/[!s]* -type f"
     shell = ("--rm", "--entrypoint", "/bin/sh", "--user", "0")
-    assert podman.run("run", *shell, image, "-c", script).stdout.split() == ["0", "0"]
+    assert podman.run("run", *shell, image, "-c", script, check=False).stdout == ""
     base = podman.run("run", *shell, image, "-c", "sha256sum /etc/ssl/certs/ca-certificates.crt").stdout
     assert base == podman.run("run", "--rm", BASE, "sha256sum", "/etc/ssl/certs/ca-certificates.crt").stdout
 
