@@ -147,6 +147,12 @@ class StorageDamaged(Unavailable):
     code = "storage_damaged"
 
 
+class NotWritable(Unavailable):
+    """The home, or a part of it, is not this user's to write; the message says whose it is."""
+
+    code = "not_writable"
+
+
 class ConfigError(ShammahError):
     """`config.toml` cannot be used; the message names the line, the key and, where near, the right one.
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.errors import NotWritable
+
 
 @dataclass(frozen=True)
 class Home:
@@ -72,3 +74,28 @@ class Home:
         for directory in (self.models, self.adapters, self.runs, self.logs):
             directory.mkdir(exist_ok=True, mode=0o700)
         return self
+
+    def check_writable(self) -> None:
+        """Whether this user may write here: what a wrong volume of a container is found out by.
+
+        Raises:
+            NotWritable: not so; the message says whose it is, and what to do.
+        """
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        for place in (there, self.models, self.adapters, self.runs, self.logs):
+            if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+                raise NotWritable(_why_not_writable(place))
+
+
+def _why_not_writable(place: Path) -> str:
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return (
+            f"{place} is on a read-only file system, and the box keeps there all it learns. Mount a writable "
+            "volume there, or name another place in SHAMMAH_HOME."
+        )
+    me, group, owner = os.geteuid(), os.getegid(), place.stat().st_uid
+    return (
+        f"{place} cannot be written by user {me}, whom the daemon runs as; it belongs to user {owner}. Hand "
+        f"it over once, as root (of the host, when this is a container): chown -R {me}:{group} {place}, or "
+        "whatever is mounted there."
+    )

@@ -52,6 +52,7 @@ def daemon(bind: str | None, insecure: bool) -> None:
     from appliance.config import load_to_serve
 
     home = Home.default()
+    home.check_writable()
     notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)

@@ -36,7 +36,8 @@ def trainer_program(train: TrainConfig) -> tuple[str, ...]:
     if train.backend == "peft":
         if importlib.util.find_spec("peft") is None:
             raise Unavailable(
-                "There is nothing to train with: install requirements/train.txt, or run `make ort`.",
+                "There is nothing to train with: install requirements/train.txt, or run `make ort`; in a "
+                "container, take the image with training. Examples are kept until then.",
                 param="train.backend",
             )
         return (sys.executable, "-m", "appliance.learning.train.peft")

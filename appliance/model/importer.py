@@ -36,7 +36,16 @@ from appliance.model.bundle import (
     load_bundle,
     verify_bundle,
 )
-from appliance.model.source import LocalSource, Source, count_parameters, fetch, resolve
+from appliance.model.seed import copy_seed, find_seed
+from appliance.model.source import (
+    DEFAULT,
+    DEFAULT_NAME,
+    LocalSource,
+    Source,
+    count_parameters,
+    fetch,
+    resolve,
+)
 
 Progress = Callable[[str, float], None]
 _TEMP = ".import-"
@@ -63,6 +72,8 @@ def import_model(
         BundleError: the source cannot be imported; the message says why and what to do.
         StorageFull: there is not enough disk.
     """
+    if source == DEFAULT and name in (None, DEFAULT_NAME) and (seed := find_seed(DEFAULT_NAME)):
+        return _plant(seed, home, progress)
     wanted = resolve(source)
     name = name or wanted.name
     if not NAME.fullmatch(name):
@@ -88,6 +99,33 @@ def import_model(
                 return _build(work, home.models / name, wanted, local, lock, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _plant(seed: Bundle, home: Home, progress: Progress) -> Bundle:
+    """Put the bundle that came with the image into the home. One that is there already and intact stays."""
+    home.ensure()
+    target = home.models / seed.name
+    with _lock(home, progress):
+        _clean(home)
+        if target.exists() and (done := _whole(target)) is not None:
+            progress("Already imported", 1.0)
+            return done
+        progress("Copying the model that came with the image", 0.1)
+        work = Path(tempfile.mkdtemp(prefix=_TEMP, dir=home.models))
+        try:
+            copy_seed(seed, work / "bundle")
+            _put_in_place(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    progress("Imported", 1.0)
+    return load_bundle(target)
+
+
+def _whole(path: Path) -> Bundle | None:
+    try:
+        return load_bundle(path, verify=True)
+    except BundleError:
+        return None
 
 
 def _fetch(wanted: Source, progress: Progress) -> tuple[LocalSource, Progress]:
@@ -138,13 +176,17 @@ def _build(
     )
     write_atomic(out / MANIFEST, manifest.to_json())
     fsync_dir(out)
+    _put_in_place(work, target)
+    progress("Imported", 1.0)
+    return load_bundle(target)
+
+
+def _put_in_place(work: Path, target: Path) -> None:
     if target.exists():
         # Only a broken bundle of the same source gets here; it makes room, the good one follows.
         target.rename(work / "broken")
-    out.rename(target)
+    (work / "bundle").rename(target)
     fsync_dir(target.parent)
-    progress("Imported", 1.0)
-    return load_bundle(target)
 
 
 def _run_child(work: Path, lock: int, progress: Progress) -> None:
