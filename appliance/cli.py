@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from appliance import __version__
-from appliance.commands import access, adapters, backup, config, daemon, eval, model, queue, training
+from appliance.commands import access, adapters, backup, config, daemon, doctor, eval, model, queue, training
 from appliance.errors import ShammahError
 
 
@@ -50,6 +50,7 @@ A first tour:
   shammah adapters list               every adapter, and which is in service
   shammah adapters rollback           put the one before back
   shammah eval                        ask the gate about the one in service
+  shammah doctor                      what is wrong with the box, and what mends it
 
 \b
 Data is kept in ~/.shammah, or where SHAMMAH_HOME points.
@@ -74,6 +75,7 @@ cli.add_command(model.model)
 cli.add_command(config.config)
 cli.add_command(backup.backup)
 cli.add_command(backup.restore)
+cli.add_command(doctor.doctor)
 cli.add_command(access.console)
 cli.add_command(access.keys)
 
