@@ -100,6 +100,16 @@ def cpu_quota(pid: int | None = None, groups: Path = GROUPS, proc: Path = PROC) 
     return lowest
 
 
+def resident(pid: int | None) -> float:
+    """Bytes of memory that a process takes; 0 for none."""
+    if pid is None:
+        return 0.0
+    try:
+        return float(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0.0
+
+
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that the threads together read, the best of some passes."""
     with ThreadPoolExecutor(threads) as pool:

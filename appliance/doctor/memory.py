@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-
-import psutil
 
 from appliance.doctor.box import Box, Tell
 from appliance.doctor.finding import Finding, error, ok, warning
-from appliance.doctor.hardware import read_hardware
+from appliance.doctor.hardware import read_hardware, resident
 from appliance.doctor.shapes import shape_of
 from appliance.doctor.sizing import MB, need
 from appliance.learning.backend import decided
@@ -27,10 +24,7 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
     if bundle is None:
         return
     hardware = read_hardware(box.standing.pid if box.standing else None)
-    mine = 0
-    if box.standing is not None:
-        with suppress(psutil.Error):
-            mine = psutil.Process(box.standing.pid).memory_info().rss
+    mine = resident(box.standing.pid if box.standing else None)
     train = decided(box.config.train, bundle)
     wanted = need(shape_of(bundle), box.config.model, train, train.backend)
     free = hardware.available + mine
