@@ -85,7 +85,7 @@ class Box:
     store: Store | None = None
     standing: Standing | None = None
     quick: bool = False
-    now: float = field(default_factory=time.time)
+    now: float = 0.0
 
     @cached_property
     def bundle(self) -> Bundle | None:
@@ -106,7 +106,7 @@ def looked_at(home: Home, standing: Standing | None, *, quick: bool) -> Iterator
         problems = tuple(error.problems)
     store = _store(home)
     try:
-        yield Box(home, config, problems, store, standing, quick)
+        yield Box(home, config, problems, store, standing, quick, time.time())
     finally:
         if store is not None:
             store.close()

@@ -99,7 +99,7 @@ def _jump(standing: Standing, now: float) -> float:
 def span(seconds: float) -> str:
     """A time for people, in its largest unit."""
     for unit, size in (("day", DAY), ("hour", 3600.0), ("minute", 60.0)):
-        if seconds >= size:
+        if seconds > 0.995 * size:
             count = round(seconds / size)
             return f"{count} {unit}{'' if count == 1 else 's'}"
     return f"{round(seconds)} seconds"

@@ -49,7 +49,7 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
             f"The disk has room for {about.f_favail:,} more files, whatever their size.",
             "Find the directory with very many files: `du --inodes -x / | sort -n | tail`.",
         )
-    if usage.free >= least and usage.used <= NEARLY * usage.total:
+    if usage.free >= max(least, SPARE_BYTES) and usage.used <= NEARLY * usage.total:
         yield ok(
             f"{usage.free / 1e9:,.1f} of {usage.total / 1e9:,.1f} GB are free. The home takes {_parts(root)}."
         )
