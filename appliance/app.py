@@ -28,6 +28,7 @@ from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.api.metrics import Metrics
 from appliance.config import Config
+from appliance.doctor.rounds import Rounds, inside
 from appliance.engine.constraint import Grammars
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
@@ -76,6 +77,7 @@ class Parts:
     settings: SettingsEditor
     restart: Restart
     jobs: Jobs
+    doctor: Rounds
 
 
 def build(home: Home, config: Config) -> Parts:
@@ -118,6 +120,7 @@ def build(home: Home, config: Config) -> Parts:
         settings=settings,
         restart=Restart(home, store, settings),
         jobs=Jobs(home, config, events, wait=lambda: learning.progress is not None, busy=lambda: engine.busy),
+        doctor=Rounds(home, events, lambda: inside(home, engine, learning)),
     )
 
 

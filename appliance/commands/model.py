@@ -156,9 +156,9 @@ Examples:
   shammah model recommend --json | jq '.models[] | select(.recommended)'
 
 \b
-Memory is told from this program's own figures and your settings ([model] slots, prefix_cache_mb). Speed is told
-from a model on this box: what *Measure* in the console found, or a short answer made now. A model that can be
-had may be some tens of per cent faster or slower than said; how good its answers are is not said at all."""
+Memory is told from this program's own figures and your settings ([model] slots, prefix_cache_mb). Speed
+is told from a model on this box: what *Measure* in the console found, or a short answer made now. Another
+may be some tens of per cent faster or slower than said; how good its answers are is not said at all."""
 )
 @json_option
 def recommend(as_json: bool) -> None:

@@ -117,6 +117,7 @@ def home(ctx: Any) -> Home:
         protected=password_set(ctx.store),
         devices=ctx.store.keys.count(),
         fallback=read_served(ctx.home).fallback,
+        errors=0 if (looked := ctx.doctor.latest()) is None else looked.count("error"),
     )
     return Home(seen, needs)
 

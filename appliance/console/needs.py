@@ -33,7 +33,13 @@ class Need:
 
 
 def find_needs(
-    now: float, overview: Overview, *, protected: bool, devices: int, fallback: Fallback | None
+    now: float,
+    overview: Overview,
+    *,
+    protected: bool,
+    devices: int,
+    fallback: Fallback | None,
+    errors: int = 0,
 ) -> list[Need]:
     """Go through what can be amiss.
 
@@ -43,6 +49,7 @@ def find_needs(
         protected: the owner's password is set.
         devices: keys that are good.
         fallback: a model that could not be served.
+        errors: what the doctor found last.
     """
     learning, res = overview.learning, overview.resources
     found: list[Need] = []
@@ -53,6 +60,11 @@ def find_needs(
     if fallback:
         text = f"{fallback.model} could not be served: the box went back to {fallback.instead}."
         add("bad", text, "/models", "Why")
+    if errors:
+        text = (
+            "Something is wrong with the box." if errors == 1 else f"{errors} things are wrong with the box."
+        )
+        add("bad", text, "/doctor", "What, and what mends it")
     if overview.paused:
         add("bad", f"Nothing is collected: {overview.paused}", "/logs", "See the log")
     if res.disk_used > DISK_SHARE * res.disk_total:

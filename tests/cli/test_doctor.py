@@ -99,9 +99,7 @@ def test_recommend_by_what_is_measured(box: Daemon, bundle: Bundle) -> None:
     assert "tokens/s now" in said
 
 
-def test_a_daemon_that_hangs_and_one_that_was_killed(
-    box: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_daemon_that_hangs_and_one_that_was_killed(box: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PATIENCE", 1.0)
     assert box.process is not None
     box.process.send_signal(signal.SIGSTOP)
