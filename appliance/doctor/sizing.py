@@ -12,6 +12,10 @@ PROGRAM = 180 * MB
 """The serving process without a model."""
 WORKING = 0.06
 """Of the weights' bytes: what a step computes with."""
+TRAINER = {"ort": (400 * MB, 4.2), "peft": (660 * MB, 5.6)}
+"""The trainer up to its first steps: without a model, and bytes for each of its weights."""
+LATER = 1.15
+"""How much larger it has become when it ends."""
 TALK = 1024
 """Tokens of a conversation; the rest of the context takes memory only when it is used."""
 
@@ -61,4 +65,5 @@ def need(shape: Shape, model: ModelConfig, train: TrainConfig, backend: str = ""
 def learn(shape: Shape, train: TrainConfig, backend: str = "") -> float:
     """The trainer's peak."""
     known = backend or (train.backend if train.backend != "auto" else "ort" if shape.plain else "peft")
-    return PROGRAM + 4.0 * shape.parameters * (1 if known == "ort" else 2)
+    program, each = TRAINER[known]
+    return LATER * (program + each * shape.parameters)
