@@ -31,6 +31,7 @@ from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.backup.mend import read_news
 from appliance.config import Config
+from appliance.doctor.rounds import Rounds, inside
 from appliance.engine.constraint import Grammars
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
@@ -96,6 +97,7 @@ class Parts:
     restart: Restart
     jobs: Jobs
     upkeep: Upkeep
+    doctor: Rounds
 
 
 def build(home: Home, config: Config) -> Parts:
@@ -139,6 +141,7 @@ def build(home: Home, config: Config) -> Parts:
         restart=Restart(home, store, settings),
         upkeep=Upkeep(home, config, store, engine, learning, bundle.manifest, events),
         jobs=Jobs(home, config, events, wait=lambda: learning.progress is not None, busy=lambda: engine.busy),
+        doctor=Rounds(home, events, lambda: inside(home, engine, learning)),
     )
 
 

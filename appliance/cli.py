@@ -17,6 +17,7 @@ from appliance.commands import (
     backup,
     config,
     daemon,
+    doctor,
     eval,
     install,
     model,
@@ -64,6 +65,7 @@ A first tour:
   shammah adapters list               every adapter, and which is in service
   shammah adapters rollback           put the one before back
   shammah eval                        ask the gate about the one in service
+  shammah doctor                      what is wrong with the box, and what mends it
 
 \b
 Data is kept in ~/.shammah, or where SHAMMAH_HOME points.
@@ -92,6 +94,7 @@ cli.add_command(config.config)
 cli.add_command(backup.backup)
 cli.add_command(backup.restore)
 cli.add_command(storage.storage)
+cli.add_command(doctor.doctor)
 cli.add_command(access.console)
 cli.add_command(access.keys)
 cli.add_command(install.install)

@@ -122,7 +122,7 @@ class Registry:
     def current(self) -> str | None:
         """Name of the adapter that `current` points to; None for base, and for a broken link."""
         try:
-            return self._target()
+            return self.target()
         except AdapterInvalid:
             return None
 
@@ -150,7 +150,7 @@ class Registry:
         """
         notes = []
         try:
-            name = self._target()
+            name = self.target()
             if name is None:
                 return None, []
             return self._load_accepted(name, accepted), []
@@ -177,8 +177,8 @@ class Registry:
             raise AdapterInvalid(f"{name} has not passed the gate, or was changed since.")
         return adapter
 
-    def _target(self) -> str | None:
-        """What `current` names.
+    def target(self) -> str | None:
+        """What `current` names; None for base.
 
         Raises:
             AdapterInvalid: it is no link, or leads to something else than an adapter of this directory.

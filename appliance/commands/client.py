@@ -14,6 +14,7 @@ from appliance.home import Home
 if TYPE_CHECKING:
     import httpx
 
+TIMEOUT = 300.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -25,9 +26,9 @@ class Daemon:
     url: str
     token: str
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, timeout: float = TIMEOUT) -> dict[str, Any]:
         """Read from its API."""
-        return self._call("GET", path, None)
+        return self._call("GET", path, None, timeout)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask its API to do something."""
@@ -37,12 +38,16 @@ class Daemon:
         """Ask its API to remove something."""
         return self._call("DELETE", path, None)
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout: float = TIMEOUT
+    ) -> dict[str, Any]:
         import httpx
 
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
-            response = _client().request(method, self.url + path, json=body, headers=headers)
+            response = _client().request(
+                method, self.url + path, json=body, headers=headers, timeout=httpx.Timeout(timeout, connect=5)
+            )
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"The daemon (process {self.pid}) does not answer at {self.url}: {error}."

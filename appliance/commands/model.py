@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from appliance.commands.output import json_option, moment, print_json, print_table, size
+from appliance.commands.output import json_option, moment, print_facts, print_json, print_table, size
 from appliance.home import Home
+
+if TYPE_CHECKING:
+    from appliance.doctor.recommend import Speed
 
 
 @click.group()
@@ -142,3 +147,121 @@ def _use(home: Home, name: str) -> None:
     write_atomic(home.config, changed)
     restart = " Restart the daemon to serve it." if find_daemon(home) else ""
     click.echo(f"{name} is the model to serve.{restart}")
+
+
+@model.command(
+    epilog="""\b
+Examples:
+  shammah model recommend
+  shammah model recommend --json | jq '.models[] | select(.recommended)'
+
+\b
+Memory is told from this program's own figures and your settings ([model] slots, prefix_cache_mb). Speed
+is told from a model on this box: what *Measure* in the console found, or a short answer made now. Another
+may be some tens of per cent faster or slower than said; how good its answers are is not said at all."""
+)
+@json_option
+def recommend(as_json: bool) -> None:
+    """Read this box's memory and cores, and say which models fit and how fast they would be."""
+    import os
+
+    from appliance.commands.client import find_daemon
+    from appliance.config import load_config
+    from appliance.doctor.hardware import read_hardware, resident
+    from appliance.doctor.recommend import advise, yardstick
+    from appliance.learning.figures import decode_speed
+    from appliance.model.bundle import list_bundles
+
+    home = Home.default()
+    config = load_config(home.config)
+    daemon = find_daemon(home)
+    pid = daemon.pid if daemon else None
+    hardware = read_hardware(pid, measure=True)
+    bundles = sorted(list_bundles(home), key=lambda bundle: bundle.name != config.model.name)
+    threads = config.model.threads or hardware.threads
+    known = yardstick(bundles, threads, lambda bundle: decode_speed(bundle, config.model.threads))
+    load = os.getloadavg()[0]
+    advices = advise(hardware, config, bundles, known, resident(pid))
+    if as_json:
+        print_json(
+            {
+                "memory_mb": round(hardware.memory / 1e6),
+                "available_mb": round((hardware.available + resident(pid)) / 1e6),
+                "limited_by_group": hardware.limited,
+                "cores": hardware.cores,
+                "processors": hardware.processors,
+                "threads": threads,
+                "read_gb_per_second": round(hardware.bandwidth / 1e9, 1),
+                "load": round(load, 1),
+                "measured": known
+                and {"model": known.name, "tokens_per_second": round(known.decode, 1), "now": known.fresh},
+                "models": [advice.to_json() for advice in advices],
+            }
+        )
+        return
+    limit = " (the limit of its group)" if hardware.limited else ""
+    print_facts(
+        [
+            ("Memory", f"{hardware.memory / 1e9:.1f} GB{limit}, {hardware.available / 1e9:.1f} GB free"),
+            (
+                "Cores",
+                f"{hardware.cores}, of which {hardware.processors:g} may be used; {threads} would compute",
+            ),
+            ("Reading", f"{hardware.bandwidth / 1e9:.1f} GB/s of memory, measured just now"),
+            (
+                "Speed",
+                f"told from {known.name}, {known.decode:.0f} tokens/s "
+                f"{'now' if known.fresh else 'when measured'}"
+                if known
+                else "told from memory alone, for no model is here: very roughly",
+            ),
+        ]
+    )
+    click.echo()
+    print_table(
+        ["", "model", "parameters", "weights", "serving", "learning", "tokens/s", "here", "remark"],
+        (
+            [
+                "*" if advice.best else " ",
+                advice.here or advice.id,
+                _parameters(advice.shape.parameters),
+                _gb(advice.shape.stored),
+                _gb(advice.need.serve),
+                f"+ {_gb(advice.need.learn)}",
+                _speed(advice.speed),
+                {"learns": "serves, learns", "serves": "serves only", "no": "too large"}[advice.fit],
+                advice.remark,
+            ]
+            for advice in advices
+        ),
+        empty="",
+    )
+    click.echo(
+        f"\n* the largest that learns here and answers faster than one reads. Serving: {config.model.slots} "
+        "conversations of 1,024 tokens."
+    )
+    if load > hardware.processors / 2:
+        click.echo(f"The machine was busy (load {load:.1f}): what was measured now is less than it can do.")
+    click.echo(
+        "Import one with `shammah model import NAME`; it takes 4 bytes of disk and memory a parameter."
+    )
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _speed(speed: Speed | None) -> str:
+    if speed is None:
+        return "-"
+    if speed.least == speed.most:
+        return f"{speed.expected:.0f}, measured"
+    return f"{_rough(speed.least)} to {_rough(speed.most)}"
+
+
+def _rough(speed: float) -> str:
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"

@@ -122,6 +122,7 @@ def home(ctx: Any) -> Home:
         safety=Safety(
             read_news(ctx.home), ctx.upkeep.state, ctx.upkeep.backups.state, read(ctx.home.config).problems
         ),
+        errors=0 if (looked := ctx.doctor.latest()) is None else looked.count("error"),
     )
     return Home(seen, needs)
 

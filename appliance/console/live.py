@@ -25,6 +25,7 @@ _CHANGES = {
     "run": "box-runs",
     "adapter": "box-adapters",
     "model": "box-models",
+    "doctor": "box-doctor",
     "settings": "box-all",
 }
 _LAST = "box.stopping"

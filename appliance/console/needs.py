@@ -60,6 +60,7 @@ def find_needs(
     devices: int,
     fallback: Fallback | None,
     safety: Safety | None = None,
+    errors: int = 0,
 ) -> list[Need]:
     """Go through what can be amiss.
 
@@ -70,6 +71,7 @@ def find_needs(
         devices: keys that are good.
         fallback: a model that could not be served.
         safety: how the box's own data is.
+        errors: what the doctor found last.
     """
     learning, res = overview.learning, overview.resources
     found: list[Need] = []
@@ -82,6 +84,11 @@ def find_needs(
     if fallback:
         text = f"{fallback.model} could not be served: the box went back to {fallback.instead}."
         add("bad", text, "/models", "Why")
+    if errors:
+        text = (
+            "Something is wrong with the box." if errors == 1 else f"{errors} things are wrong with the box."
+        )
+        add("bad", text, "/doctor", "What, and what mends it")
     if overview.paused:
         add("bad", f"Nothing is collected: {overview.paused}", "/logs", "See the log")
     if res.disk_used > DISK_SHARE * res.disk_total:

@@ -71,6 +71,7 @@ def environment() -> Environment:
         adapter=adapter_title,
         left_out=describe_left_out,
         act=in_words,
+        commands=commands,
     )
     env.globals.update(asset=load_assets().url, version=__version__)
     return env
@@ -261,6 +262,14 @@ def adapter_title(name: str | None) -> Markup:
         return escape(name)
     assert made is not None
     return Markup("Learnt {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
+
+
+def commands(text: str) -> Markup:
+    """A text in which what stands between backticks is to be typed."""
+    pieces = enumerate(text.split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if at % 2 else piece for at, piece in pieces
+    )
 
 
 def measure(value: Any) -> str:

@@ -40,6 +40,7 @@ FIGURES = "figures.json"
 PROMPT_CHUNKS = 4
 PROMPTS = 3
 ANSWER_TOKENS = 48
+SHORT_TOKENS = 32
 QUESTIONS = 5
 QUESTION = "What is the capital of France?"
 ROOM = 2  # places after a sequence that a step may overwrite
@@ -144,12 +145,30 @@ def _speed(
     report("Measuring how fast it answers", 0.12)
     question = _question(bundle, tokenizer)[-wanted:]
     first = statistics.median(timed(question) for _ in range(QUESTIONS))
-    token, steps = read(prompt), []
-    for place in range(len(prompt), len(prompt) + ANSWER_TOKENS):
+    steps = _answer(session, len(prompt), read(prompt), ANSWER_TOKENS)
+    return len(prompt) / reading, 1 / statistics.median(steps), first
+
+
+def decode_speed(bundle: Bundle, threads: int) -> float:
+    """Tokens a second of a short answer: some seconds with a model of some GB, most of it to load that.
+
+    Raises:
+        Unavailable: it cannot be loaded.
+    """
+    cache = KVCache(bundle.manifest, 1, SHORT_TOKENS + ROOM + 1)
+    session = Session(bundle, None, cache, threads=threads)
+    token = int(_step(session, 0, [0], [0])[0].argmax())
+    return 1 / statistics.median(_answer(session, 1, token, SHORT_TOKENS)[SHORT_TOKENS // 4 :])
+
+
+def _answer(session: Session, start: int, token: int, count: int) -> list[float]:
+    """Generate so many tokens; the seconds that each took."""
+    steps = []
+    for place in range(start, start + count):
         began = time.perf_counter()
         token = int(_step(session, place, [token], [0])[0].argmax())
         steps.append(time.perf_counter() - began)
-    return len(prompt) / reading, 1 / statistics.median(steps), first
+    return steps
 
 
 def _quality(

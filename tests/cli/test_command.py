@@ -63,7 +63,8 @@ def test_every_verb_explains_itself(verb: tuple[str, ...]) -> None:
 
 
 def test_listing_verbs_have_json() -> None:
-    for verb in (("status",), ("adapters", "list"), ("queue", "show"), ("model", "list"), ("keys", "list")):
+    verbs = ("status", "adapters list", "queue show", "model list", "keys list", "doctor", "model recommend")
+    for verb in map(str.split, verbs):
         command: click.Command = cli
         for name in verb:
             assert isinstance(command, click.Group)

@@ -33,7 +33,7 @@ max_load_per_core = 1000
 min_free_memory_mb = 0
 """
 SECTIONS = ("Playground", "Queue", "Needs review", "Runs", "Adapters", "Devices", "Models", "Settings")
-TABS = ("History", "Backup", "Logs", "Audit trail")
+TABS = ("History", "Backup", "Logs", "Audit trail", "Health")
 
 
 def set_up(page: Page, box: Daemon) -> str:
