@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from appliance.api.errors import RouteErrors
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.api.metrics import Metrics
+from appliance.api.running import Running
 from appliance.config import Config
 from appliance.engine.constraint import Grammars
 from appliance.engine.engine import Engine
@@ -42,6 +43,9 @@ from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.network import secure
+from appliance.network.lan import Network
+from appliance.network.request import BoxRequest
 from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
 from appliance.store import Store
@@ -129,7 +133,9 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         insecure: serve the network even before the owner has set a password.
         name: of the app, as Sanic wants each to have its own.
     """
-    app: Sanic[Any, Any] = Sanic(name, configure_logging=False, error_handler=RouteErrors())
+    app: Sanic[Any, Any] = Sanic(
+        name, configure_logging=False, error_handler=RouteErrors(), request_class=BoxRequest
+    )
     app.config.update(
         REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,
         REQUEST_TIMEOUT=60,
@@ -149,6 +155,8 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.set_up = insecure or password_set(parts.store)
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
+    app.ctx.running = Running(parts.store)
+    app.ctx.network = Network(parts.home, parts.config, lambda: insecure or password_set(parts.store))
     api.setup(app)
     console.setup(app)
     drafts = Drafts(parts)
@@ -160,6 +168,11 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         drafts.start()
         await parts.learning.start()
         await asyncio.to_thread(parts.jobs.start)
+        await app.ctx.network.start()
+
+    @app.before_server_stop
+    async def withdraw(app: Sanic[Any, Any]) -> None:
+        await app.ctx.network.stop()
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
@@ -267,13 +280,19 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
                 return True
             raise
         app = create_app(parts, insecure=insecure)
-        with process.listen(host, port) as sock:
+        with ExitStack() as sockets:
+            sock = sockets.enter_context(process.listen(host, port))
+            port = sock.getsockname()[1]
+            safe = process.listen_secure(config.tls.bind, host)
+            if safe is not None:
+                sockets.enter_context(safe)
+            app.ctx.network.listens((host, port), safe and safe.getsockname()[:2])
             process.stop_when_told(app, parts.restart)
             process.reload_on_signal(app, parts.settings)
-            process.announce(app, home, host, sock.getsockname()[1])
+            process.announce(app, home, host, port)
             if not password_set(parts.store):
-                process.invite(app, host, sock.getsockname()[1], insecure)
-            app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
+                process.invite(app, host, port, insecure)
+            secure.run(app, sock, safe, app.ctx.network.certificates.listening, process.BACKLOG)
         return parts.restart.wanted
     finally:
         served.end(home)

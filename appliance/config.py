@@ -17,11 +17,13 @@ from appliance.sections import (
     ConsoleConfig,
     GateConfig,
     LoraConfig,
+    MdnsConfig,
     ModelConfig,
     ResourcesConfig,
     Section,
     ServerConfig,
     Taken,
+    TlsConfig,
     TrainConfig,
 )
 
@@ -34,6 +36,8 @@ class Config(Section):
     """
 
     server: ServerConfig = ServerConfig()
+    tls: TlsConfig = TlsConfig()
+    mdns: MdnsConfig = MdnsConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()

@@ -10,6 +10,7 @@ from sanic.response import BaseHTTPResponse
 
 from appliance.api import completions, errors, health, learning, models, openapi
 from appliance.api.auth import identify, only_this_machine
+from appliance.network.plain import only_secure
 
 _V1 = (completions.blueprint, models.blueprint, learning.blueprint)
 
@@ -24,6 +25,7 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.blueprint(openapi.blueprint)
     app.register_middleware(_start_clock, "request", priority=20)
     app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
+    app.register_middleware(only_secure, "request", priority=9)
     app.register_middleware(_count, "response")
 
 
