@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from appliance import __version__
-from appliance.commands import access, adapters, backup, config, daemon, eval, model, queue, training
+from appliance.commands import access, adapters, backup, config, daemon, eval, model, queue, tls, training
 from appliance.errors import ShammahError
 
 
@@ -76,6 +76,7 @@ cli.add_command(backup.backup)
 cli.add_command(backup.restore)
 cli.add_command(access.console)
 cli.add_command(access.keys)
+cli.add_command(tls.tls)
 
 
 def main() -> None:

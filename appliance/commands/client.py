@@ -20,11 +20,12 @@ _CLOCK_SLACK_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running daemon, reached over loopback with its local token."""
+    """A running daemon, reached over loopback with its local token; `https` is a port of its, if any."""
 
     pid: int
     url: str
     token: str
+    https: int | None = None
 
     def get(self, path: str) -> dict[str, Any]:
         """Read from its API."""
@@ -85,7 +86,9 @@ def find_daemon(home: Home) -> Daemon | None:
     if not _alive(pid, started):
         return None
     host = _ANY.get(host, host)
-    return Daemon(pid, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token)
+    https = data.get("https")
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Daemon(pid, url, token, https if isinstance(https, int) else None)
 
 
 def need_daemon(home: Home) -> Daemon:

@@ -220,6 +220,8 @@ def ensure_own(
         authority = make_authority(home, title, names, now)
         logger.info("Made a certificate authority: %s", fingerprint(authority.certificate))
     except Unavailable as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # it may be sound: a new one would cost every device its trust
         kept = home.authority.with_suffix(".damaged")
         home.authority.replace(kept)
         authority = make_authority(home, title, names, now)

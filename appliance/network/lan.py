@@ -84,6 +84,11 @@ class Network:
         if self.https_port is not None:
             await asyncio.to_thread(self.certificates.check)
 
+    @property
+    def title(self) -> str:
+        """What the box is called."""
+        return self._config.console.name
+
     def names(self) -> tuple[str, ...]:
         """The names and addresses the box is reached by."""
         wished = f"{self._wished}.local"
