@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
+from appliance.api.running import Running
 from appliance.backup.mend import read_news
 from appliance.config import Config
 from appliance.doctor.rounds import Rounds, inside
@@ -50,6 +51,8 @@ from appliance.metrics import parts as optional
 from appliance.metrics.exposition import Metrics
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
+from appliance.network import secure
+from appliance.network.lan import Network
 from appliance.pulse import Pulse
 from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
@@ -175,8 +178,9 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.set_up = insecure or password_set(parts.store)
     app.ctx.pulse = Pulse()
     app.ctx.metrics = Metrics(app.ctx)
-    _offer_storage(app.ctx.metrics, parts.upkeep)
     app.ctx.limits = Limits()
+    app.ctx.running = Running(parts.store)
+    app.ctx.network = Network(parts.home, parts.config, lambda: insecure or password_set(parts.store))
     optional.offer(app.ctx.metrics, app.ctx)
     api.setup(app)
     console.setup(app)
@@ -195,6 +199,11 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         await asyncio.to_thread(parts.jobs.start)
         app.add_task(sweep(parts.home))
         parts.upkeep.start()
+        await app.ctx.network.start()
+
+    @app.before_server_stop
+    async def withdraw(app: Sanic[Any, Any]) -> None:
+        await app.ctx.network.stop()
 
     @app.after_server_stop
     async def stop(app: Sanic[Any, Any]) -> None:
@@ -210,20 +219,6 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         parts.store.close()
 
     return app
-
-
-def _offer_storage(metrics: Metrics, upkeep: Upkeep) -> None:
-    backups = upkeep.backups
-
-    def offer(name: str, text: str, read: Callable[[], float | None]) -> None:
-        metrics.offer(f"shammah_{name}", text, read)
-
-    offer("store_damaged", "1 when the database was found damaged.", lambda: upkeep.state.damaged is not None)
-    offer("disk_low", "1 while less disk is free than the settings want.", lambda: upkeep.state.low)
-    offer(
-        "backup_failed", "1 when the last automatic backup failed.", lambda: backups.state.failed is not None
-    )
-    offer("backup_time_seconds", "When the newest automatic backup was made.", lambda: backups.state.last)
 
 
 class Drafts:
@@ -321,14 +316,20 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
                 return True
             raise
         app = create_app(parts, insecure=insecure)
-        with process.listen(host, port) as sock:
+        with ExitStack() as sockets:
+            sock = sockets.enter_context(process.listen(host, port))
+            port = sock.getsockname()[1]
+            safe = process.listen_secure(config.tls.bind, host)
+            if safe is not None:
+                sockets.enter_context(safe)
+            app.ctx.network.listens((host, port), safe and safe.getsockname()[:2])
             process.stop_when_told(app, parts.restart)
             process.reload_on_signal(app, parts.settings)
-            process.announce(app, home, host, sock.getsockname()[1])
-            heartbeat.attach(app, process.reached_at(host), sock.getsockname()[1])
+            process.announce(app, home, host, port)
+            heartbeat.attach(app, process.reached_at(host), port)
             if not password_set(parts.store):
-                process.invite(app, host, sock.getsockname()[1], insecure)
-            app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
+                process.invite(app, host, port, insecure)
+            secure.run(app, sock, safe, app.ctx.network.certificates.listening, process.BACKLOG)
         return parts.restart.wanted
     finally:
         served.end(home)

@@ -23,6 +23,7 @@ from appliance.commands import (
     model,
     queue,
     storage,
+    tls,
     training,
 )
 from appliance.commands.local import become_owner
@@ -97,6 +98,7 @@ cli.add_command(storage.storage)
 cli.add_command(doctor.doctor)
 cli.add_command(access.console)
 cli.add_command(access.keys)
+cli.add_command(tls.tls)
 cli.add_command(install.install)
 cli.add_command(install.uninstall)
 

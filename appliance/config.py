@@ -21,12 +21,14 @@ from appliance.sections import (
     ConsoleConfig,
     GateConfig,
     LoraConfig,
+    MdnsConfig,
     ModelConfig,
     ResourcesConfig,
     Section,
     ServerConfig,
     StorageConfig,
     Taken,
+    TlsConfig,
     TrainConfig,
 )
 
@@ -39,6 +41,8 @@ class Config(Section):
     """
 
     server: ServerConfig = ServerConfig()
+    tls: TlsConfig = TlsConfig()
+    mdns: MdnsConfig = MdnsConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()

@@ -64,6 +64,21 @@ class Home:
         return self.root / "backups"
 
     @property
+    def tls(self) -> Path:
+        """The box's own certificate authority and certificate."""
+        return self.root / "tls"
+
+    @property
+    def authority(self) -> Path:
+        """Key and certificate of the authority (mode 0600)."""
+        return self.tls / "authority.pem"
+
+    @property
+    def certificate(self) -> Path:
+        """Key and certificate that the authority has given the box (mode 0600)."""
+        return self.tls / "certificate.pem"
+
+    @property
     def daemon(self) -> Path:
         """JSON written by a running daemon: pid, address, local token (mode 0600)."""
         return self.root / "daemon.json"

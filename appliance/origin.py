@@ -43,12 +43,17 @@ def is_loopback(name: str) -> bool:
     return bool((mapped or address).is_loopback)
 
 
-def same_origin(method: str, headers: Mapping[str, str]) -> bool:
+def same_origin(method: str, headers: Mapping[str, str], host: str | None = None) -> bool:
     """Whether a browser sent this from one of our own pages (or the request only reads).
 
     Browsers say so in Sec-Fetch-Site on HTTPS and loopback, and in Origin everywhere else. A
     changing request with neither does not come from a current browser's form or script, and is
     refused: programs use a token.
+
+    Args:
+        method: of the request.
+        headers: looked up in lower case.
+        host: the one the browser has asked for, when a trusted proxy has put another in the header.
     """
     if method in _SAFE_METHODS:
         return True
@@ -56,7 +61,8 @@ def same_origin(method: str, headers: Mapping[str, str]) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+    asked = (headers.get("host", "") if host is None else host).lower()
+    return origin is not None and urlsplit(origin).netloc.lower() == asked != ""
 
 
 def _host_name(host: str) -> str:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 first_run = logging.getLogger("appliance.first_run")
 
 BACKLOG = 512
+AUTO_HTTPS_PORT = 8443
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where an address that means all of them is reached from this machine."""
 
@@ -81,6 +82,27 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def listen_secure(bind: str, host: str) -> socket.socket | None:
+    """The listening socket for HTTPS, as `[tls] bind` says; None for no HTTPS.
+
+    Args:
+        bind: of the settings.
+        host: where plain HTTP is listened on.
+
+    Raises:
+        Unavailable: the address cannot be listened on. One that nobody has asked for may be taken.
+    """
+    if bind != "auto":
+        return listen(*split_bind(bind)) if bind else None
+    if is_loopback(host):
+        return None
+    try:
+        return listen(host, AUTO_HTTPS_PORT)
+    except Unavailable as error:
+        logger.warning("No HTTPS: %s Choose another address for it in `[tls] bind`.", error.message)
+        return None
+
+
 def stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
     """Leave on SIGTERM, SIGINT or a restart. Sanic's own handlers forget a signal during a listener."""
     wanted = asyncio.Event()
@@ -119,6 +141,7 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
             logger.error("The settings stay as they are: %s", error)
         else:
             logger.info("Read config.toml again: %s", ", ".join(item.key for item in taken) or "nothing new")
+        await app.ctx.network.check()
 
     @app.after_server_start
     async def catch(app: Sanic[Any, Any]) -> None:
@@ -128,7 +151,7 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
 def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
     """Tell people where the console is, and the command line how to reach this daemon."""
 
-    app.ctx.host = host
+    app.ctx.host, app.ctx.port = host, port
 
     @app.after_server_start
     async def started(app: Sanic[Any, Any]) -> None:
@@ -136,6 +159,7 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
             "pid": os.getpid(),
             "host": host,
             "port": port,
+            "https": app.ctx.network.https_port,
             "token": app.ctx.local_token,
             "started": app.ctx.started_at,
             # By a clock that nobody sets: so it can be told whether the other was.
@@ -149,6 +173,8 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
             logger.error("The command cannot reach this daemon: %s", error)
         shown = _in_url(host)
         logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
+        if app.ctx.network.https_port is not None:
+            logger.info("HTTPS on port %d; what devices install for it: /trust", app.ctx.network.https_port)
 
     @app.before_server_stop
     async def stopping(app: Sanic[Any, Any]) -> None:

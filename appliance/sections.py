@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
+from ipaddress import ip_network
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -22,6 +24,12 @@ AtStart = Annotated[_T, Taken.AT_START]
 AtUse = Annotated[_T, Taken.AT_USE]
 """Looked up each time it is needed: a change counts at once, but what a run or a session began with stays."""
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _with_port(bind: str) -> str:
+    if int(bind.rpartition(":")[2]) > 65535:
+        raise PydanticCustomError("port", "The port should be at most 65535")
+    return bind
 
 
 class Section(BaseModel):
@@ -63,13 +71,103 @@ class ServerConfig(Section):
         description="The box counts as hung (`/health`, watchdog) when a step of the model takes longer. "
         "A model that is much too large for the box may need more.",
     )
+    trusted_proxies: AtUse[str] = Field(
+        "",
+        examples=["192.168.1.10, 10.8.0.0/24"],
+        description="Addresses or networks of reverse proxies, divided by commas. Only what these say about "
+        "whom they speak for (`X-Forwarded-For`, `-Proto`, `-Host`, or `Forwarded`) is believed.",
+    )
 
     @field_validator("bind")
     @classmethod
     def _a_port(cls, bind: str) -> str:
-        if int(bind.rpartition(":")[2]) > 65535:
-            raise PydanticCustomError("port", "The port should be at most 65535")
-        return bind
+        return _with_port(bind)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: str) -> str:
+        for item in proxies.replace(",", " ").split():
+            try:
+                ip_network(item, strict=False)
+            except ValueError as error:
+                raise PydanticCustomError(
+                    "networks", "{item} is neither an address nor a network", {"item": repr(item)}
+                ) from error
+        return proxies
+
+
+class TlsConfig(Section):
+    """`[tls]`: HTTPS, beside plain HTTP or in its place."""
+
+    bind: AtStart[str] = Field(
+        "auto",
+        pattern=r"^(|auto|(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5})$",
+        examples=["0.0.0.0:8443"],
+        description="HOST:PORT to listen on for HTTPS. `auto`: port 8443 of the address in `server.bind`, "
+        "when the network can reach that. Empty: no HTTPS.",
+    )
+    certificate: AtUse[str] = Field(
+        "",
+        pattern=r"^(/.+)?$",
+        examples=["/etc/ssl/box.pem"],
+        description="A certificate of yours with its chain, a PEM file. Empty: one of the box's own.",
+    )
+    key: AtUse[str] = Field(
+        "",
+        pattern=r"^(/.+)?$",
+        examples=["/etc/ssl/private/box.key"],
+        description="The key of your certificate, a PEM file. Empty: it is in the same file.",
+    )
+    names: AtUse[str] = Field(
+        "",
+        examples=["box.example.com, 203.0.113.7"],
+        description="Names and addresses, divided by commas, that the box's own certificate is for beside "
+        "those it finds out by itself.",
+    )
+    plain: AtUse[bool] = Field(
+        True,
+        description="Serve plain HTTP to the network too. If not, pages lead to HTTPS and the API refuses; "
+        "this machine itself is always served.",
+    )
+
+    @field_validator("bind")
+    @classmethod
+    def _a_port(cls, bind: str) -> str:
+        return _with_port(bind) if ":" in bind else bind
+
+    @field_validator("names")
+    @classmethod
+    def _hosts(cls, names: str) -> str:
+        for item in names.replace(",", " ").split():
+            if not re.fullmatch(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", item):
+                raise PydanticCustomError(
+                    "hosts", "{item} is neither a name of a host nor an address", {"item": repr(item)}
+                )
+        return names
+
+    @field_validator("plain")
+    @classmethod
+    def _reachable(cls, plain: bool, info: ValidationInfo) -> bool:
+        if not plain and info.data.get("bind") == "":
+            raise PydanticCustomError(
+                "plain", "Without HTTPS (tls.bind) the network would not be served at all"
+            )
+        return plain
+
+
+class MdnsConfig(Section):
+    """`[mdns]`: the box's name on the network, by multicast DNS."""
+
+    enabled: AtUse[bool] = Field(
+        True, description="Tell the network the box's name and services, once it serves the network."
+    )
+    name: AtUse[str] = Field(
+        "",
+        pattern=r"^([a-z0-9]([a-z0-9-]{0,57}[a-z0-9])?)?$",
+        examples=["shammah"],
+        description="The box is `NAME.local`. Empty: the name of the box as far as that can be; one that is "
+        "taken gets a number.",
+    )
 
 
 class ModelConfig(Section):

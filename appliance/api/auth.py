@@ -56,7 +56,7 @@ async def identify(request: Request) -> HTTPResponse | None:
         _limit(request, request.ctx.device)
         return None
     # A web page of another site must not use the owner's browser to reach a keyless box.
-    own_page = same_origin("POST", request.headers) or not _from_browser(request)
+    own_page = same_origin("POST", request.headers, request.host) or not _from_browser(request)
     request.ctx.owner = own_page and await _is_owner(request)
     if request.ctx.owner or (own_page and trusted_loopback(request.ip, request.headers)):
         request.ctx.caller = "owner" if request.ctx.owner else "keyless"

@@ -19,6 +19,7 @@ from sanic.response import BaseHTTPResponse
 from appliance import logs
 from appliance.api.answer import Answer
 from appliance.metrics.exposition import Metrics
+from appliance.network.request import BoxRequest
 
 # Not this module's name: who reads logs looks for it, and it may be silenced alone.
 access = logging.getLogger("appliance.access")
@@ -28,7 +29,7 @@ _SANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=\-]{0,127}", re.ASCII)
 _IN_HEAD = frozenset({"method", "route", "status", "seconds"})
 
 
-class Exchange(Request):
+class Exchange(BoxRequest):
     """A request that has an id from its very beginning, and tells it in its response.
 
     Sanic makes one for what is no request at all, too.

@@ -90,8 +90,9 @@ async def begin(
 
 async def finish(request: Request, choices: Choices, answer: Answer) -> None:
     """Run an answer to its end. Being cancelled (the client left) stops the engine too."""
-    with request.app.ctx.meter.answering(device_of(request), answer):
-        async with aclosing(choices):
+    ctx, device = request.app.ctx, device_of(request)
+    with ctx.meter.answering(device, answer):
+        async with aclosing(choices), ctx.running.answering(device):
             async for index, delta in choices:
                 answer.add(index, delta)
 
@@ -124,16 +125,17 @@ async def stream(
         )
         assert response is not None
         try:
-            async for item in _with_pings(choices):
-                if item is None:
-                    await response.send(": waiting\n\n")
-                    continue
-                index, delta = item
-                piece = answer.add(index, delta)
-                if index == 0 and piece.finish_reason:
-                    done()
-                for chunk in chunks(answer.choices[index], piece):
-                    await response.send(_event(chunk))
+            async with request.app.ctx.running.answering(device_of(request)):
+                async for item in _with_pings(choices):
+                    if item is None:
+                        await response.send(": waiting\n\n")
+                        continue
+                    index, delta = item
+                    piece = answer.add(index, delta)
+                    if index == 0 and piece.finish_reason:
+                        done()
+                    for chunk in chunks(answer.choices[index], piece):
+                        await response.send(_event(chunk))
             if usage_head is not None:
                 await response.send(_event({**usage_head(), "choices": [], "usage": answer.usage}))
             await response.send("data: [DONE]\n\n")

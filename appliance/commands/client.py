@@ -20,11 +20,12 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 @dataclass(frozen=True)
 class Daemon:
-    """A running daemon, reached over loopback with its local token."""
+    """A running daemon, reached over loopback with its local token; `https` is a port of its, if any."""
 
     pid: int
     url: str
     token: str
+    https: int | None = None
 
     def get(self, path: str, timeout: float = TIMEOUT) -> dict[str, Any]:
         """Read from its API."""
@@ -89,7 +90,9 @@ def find_daemon(home: Home) -> Daemon | None:
     if not _alive(home, pid):
         return None
     host = _ANY.get(host, host)
-    return Daemon(pid, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", token)
+    https = data.get("https")
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Daemon(pid, url, token, https if isinstance(https, int) else None)
 
 
 def need_daemon(home: Home) -> Daemon:

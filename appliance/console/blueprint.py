@@ -42,6 +42,7 @@ from appliance.console import (
     settings_history,
     settings_text,
     transfer,
+    trust,
 )
 from appliance.console.assets import load_assets
 from appliance.console.render import HEADERS, back, environment, page, render, wants_fragment
@@ -68,7 +69,7 @@ def setup(app: Sanic[Any, Any]) -> None:
 
 async def admit(request: Request) -> HTTPResponse | None:
     """Let the owner in; send everybody else to the login, or say how to set a password."""
-    if not same_origin(request.method, request.headers):
+    if not same_origin(request.method, request.headers, request.host):
         return page(
             request,
             "error.html",
@@ -144,8 +145,7 @@ def pack(request: Request, response: HTTPResponse) -> None:
 async def explain(request: Request, error: Exception) -> HTTPResponse:
     """Errors as a page a person can read."""
     if isinstance(error, NotSetUp):
-        port = request.conn_info.sockname[1] if request.conn_info else 8080
-        return html(render("not_set_up.html", port=port), status=error.status)
+        return html(render("not_set_up.html", port=request.app.ctx.port), status=error.status)
     if isinstance(error, ShammahError):
         status, message = error.status, error.message
     elif isinstance(error, PayloadTooLarge):
@@ -198,7 +198,9 @@ async def static(request: Request, asset_version: str, name: str) -> HTTPRespons
 
 
 def _public(request: Request) -> bool:
-    return request.path in ("/login", *first_run.PUBLIC) or request.path.startswith("/static/")
+    return request.path in ("/login", *first_run.PUBLIC) or request.path.startswith(
+        ("/static/", trust.PREFIX)
+    )
 
 
 blueprint.middleware(admit, "request")
@@ -234,5 +236,6 @@ for room in (
     settings,
     settings_text,
     settings_history,
+    trust,
 ):
     room.add_routes(blueprint)

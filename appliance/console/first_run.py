@@ -274,7 +274,8 @@ async def _ask(request: Request, key: str, question: str) -> tuple[str | None, s
     # To itself, whatever proxy this process was told of.
     async with httpx.AsyncClient(trust_env=False, verify=False, timeout=ANSWER_SECONDS) as client:
         try:
-            url = f"http://{request.conn_info.server}/v1/chat/completions"
+            scheme = "https" if request.conn_info.ssl else "http"
+            url = f"{scheme}://{request.conn_info.server}/v1/chat/completions"
             response = await client.post(url, json=body, headers=headers)
             data = response.json()
             if response.is_error:

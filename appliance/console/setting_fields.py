@@ -26,6 +26,8 @@ TITLES = {
     "gate": "Checks before serving",
     "train": "How it trains",
     "server": "Network and log",
+    "tls": "HTTPS",
+    "mdns": "Name on the network",
 }
 """What the sections are called to a person, those first that people look for."""
 
@@ -37,7 +39,9 @@ LEADS = {
     "model": "Which model answers, how it answers by default, and how much it may take on at once.",
     "gate": "What an adapter must not make worse, before it serves and while it is new.",
     "train": "The trainer and its numbers. The defaults were measured; change them one at a time.",
-    "server": "Where the box listens, and how much it logs.",
+    "server": "Where the box listens, which proxies it believes, and how much it logs.",
+    "tls": "Encrypted connections: where, with which certificate, and whether plain ones go on.",
+    "mdns": "How devices find the box without being told its address.",
 }
 """What the sections are about."""
 
@@ -45,6 +49,13 @@ _LABELS = {
     "server.bind": "Address",
     "server.max_body_mb": "Largest request",
     "server.log_level": "Log level",
+    "tls.bind": "HTTPS address",
+    "tls.certificate": "Your certificate",
+    "tls.key": "Its key",
+    "tls.names": "More names",
+    "tls.plain": "Serve plain HTTP too",
+    "mdns.enabled": "Announce the box",
+    "mdns.name": "Name under .local",
     "model.name": "Model",
     "model.queue": "Waiting requests",
     "model.prefix_cache_mb": "Memory for prompts",

@@ -81,7 +81,7 @@ def snippets(url: str, key: str) -> tuple[Snippet, ...]:
 
 def base_url(request: Request) -> str:
     """The API's address as this browser would name it: the host it has reached the console by."""
-    host = request.headers.get("host", "")
+    host = request.host
     if not _HOST.fullmatch(host):  # it ends up in a program: nothing but a host may be in it
         host = request.conn_info.server if request.conn_info else "127.0.0.1"
     return f"{'https' if is_https(request) else 'http'}://{host}/v1"

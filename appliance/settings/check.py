@@ -11,11 +11,12 @@ import socket
 from collections.abc import Collection
 
 from appliance.config import Config
-from appliance.errors import BundleError, Unavailable
+from appliance.errors import BundleError, InvalidRequest, Unavailable
 from appliance.home import Home
 from appliance.learning.backend import trainer_program
 from appliance.model.bundle import load_bundle
 from appliance.model.source import DEFAULT_NAME
+from appliance.network.certificates import load_supplied
 from appliance.store import Store
 
 
@@ -24,6 +25,13 @@ def problems(config: Config, changed: Collection[str], home: Home, store: Store)
     found: dict[str, str] = {}
     if "server.bind" in changed and (problem := _address(config.server.bind)):
         found["server.bind"] = problem
+    if "tls.bind" in changed and ":" in config.tls.bind and (problem := _address(config.tls.bind)):
+        found["tls.bind"] = problem
+    if {"tls.certificate", "tls.key"} & set(changed) and config.tls.certificate:
+        try:
+            load_supplied(config.tls)
+        except InvalidRequest as error:
+            found[error.param or "tls.certificate"] = error.message
     # The default model is imported when it is not there.
     if "model.name" in changed and config.model.name != DEFAULT_NAME:
         try:

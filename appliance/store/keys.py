@@ -166,6 +166,14 @@ class Keys:
                 raise _unknown(device_id)
         failpoint("keys.revoked")
 
+    def good(self, device_ids: Collection[str]) -> frozenset[str]:
+        """Those of them whose keys are not revoked."""
+        marks = ", ".join("?" * len(device_ids))
+        rows = self._db.all(
+            f"SELECT id FROM devices WHERE revoked = 0 AND id IN ({marks})", tuple(device_ids)
+        )
+        return frozenset(row["id"] for row in rows)
+
     def count(self) -> int:
         """How many keys are good."""
         return int(self._db.value("SELECT count(*) FROM devices WHERE revoked = 0"))

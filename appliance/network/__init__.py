@@ -1,0 +1,1 @@
+"""The box on the network: HTTPS with its own certificates, its name by multicast DNS, proxies before it."""

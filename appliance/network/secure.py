@@ -1,0 +1,71 @@
+"""The second socket: HTTPS by the same application, in the same process.
+
+Sanic would serve a second socket as a server of its own, which starts and stops the application's parts once
+more and drops its connections when it ends. Here both share the set of connections: on the way out, answers
+that have begun are finished on either.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from functools import partial
+from typing import Any
+
+from sanic import Sanic
+
+HANDSHAKE_SECONDS = 10.0
+"""Who does not finish his greeting must not hold a connection."""
+
+
+def run(
+    app: Sanic[Any, Any],
+    sock: socket.socket,
+    secure: socket.socket | None,
+    context: ssl.SSLContext,
+    backlog: int,
+) -> None:
+    """Serve the application until it is stopped.
+
+    Args:
+        app: what to serve.
+        sock: for plain HTTP.
+        secure: for HTTPS, if any.
+        context: what to greet with there.
+        backlog: connections that may wait to be accepted.
+    """
+    app.prepare(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
+    settings = app.state.server_info[0].settings
+    connections = settings["connections"] = set()
+    servers: list[Any] = []
+
+    async def open_(app: Sanic[Any, Any]) -> None:
+        assert secure is not None
+        connection = partial(
+            settings["protocol"],
+            loop=app.loop,
+            connections=connections,
+            signal=settings["signal"],
+            app=app,
+            state=None,
+            unix=None,
+        )
+        servers.append(
+            await app.loop.create_server(
+                connection,
+                sock=secure,
+                ssl=context,
+                backlog=backlog,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=1.0,
+            )
+        )
+
+    async def close(app: Sanic[Any, Any]) -> None:
+        for server in servers:
+            server.close()
+
+    if secure is not None:
+        app.register_listener(open_, "after_server_start")
+        app.register_listener(close, "before_server_stop")
+    Sanic.serve_single(app)
