@@ -82,6 +82,7 @@ def test_recommend_by_what_is_measured(box: Daemon, bundle: Bundle) -> None:
     assert code == 0
     assert told["measured"]["model"] == bundle.name
     assert 1 < told["measured"]["tokens_per_second"] < 10_000
+    assert told["measured"]["now"] is True
     mine = next(model for model in told["models"] if model["installed"])
     assert mine["fits"]["serve"]
     # What it says of the model that serves is what that takes, to a quarter.
