@@ -14,6 +14,7 @@ from sanic import Blueprint, Sanic
 from appliance.api import completions, health, learning, models, openapi, storage
 from appliance.cli import cli
 from appliance.console import blueprint as console
+from appliance.doctor.examine import CHECKS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "appliance").rglob("*.py"))
@@ -82,6 +83,10 @@ def test_metrics() -> None:
     names = set(re.findall(r'"(shammah_\w+)"', text))
     assert names
     assert [name for name in sorted(names) if f"`{name}`" not in _doc("api")] == []
+
+
+def test_checks_of_the_doctor() -> None:
+    assert [check.id for check in CHECKS if f"| `{check.id}` |" not in _doc("operate")] == []
 
 
 def test_rooms() -> None:

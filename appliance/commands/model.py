@@ -243,7 +243,7 @@ def recommend(as_json: bool) -> None:
     if load > hardware.processors / 2:
         click.echo(f"The machine was busy (load {load:.1f}): what was measured now is less than it can do.")
     click.echo(
-        "Import one with `shammah model import NAME`; it takes 4 bytes of disk and memory a parameter."
+        "Import one with `shammah model import NAME`. That takes 5 bytes of disk a parameter meanwhile."
     )
 
 

@@ -50,7 +50,7 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
             f"{path.name} is of an older release (schema {found.schema} of {found.known}).",
             "Restart the daemon: each start brings it up to date."
             if box.standing
-            else "The next start brings it up to date; `shammah backup` makes a copy before.",
+            else "The next start brings it up to date. The way back is a backup that the older release made.",
         )
     if not (found.problems or found.orphans) and found.schema == found.known:
         how = "its pages are sound" if box.quick else "pages, indexes and references are sound"

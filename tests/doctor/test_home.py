@@ -75,7 +75,8 @@ def test_an_empty_home(tmp_path: Path) -> None:
 
     with looked_at(Home(tmp_path / "nowhere"), None, quick=False) as box:
         found = examine(box)
-    assert found.worst in ("note", "warning")
+    # Somebody else may listen on the default port of the machine that tests.
+    assert {one.check for one in found.findings if one.level == "error"} <= {"ports"}
     assert not (tmp_path / "nowhere").exists()
 
 
