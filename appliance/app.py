@@ -25,6 +25,7 @@ from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
 from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
+from appliance.api.health import alive
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.config import Config
@@ -157,6 +158,8 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
     optional.offer(app.ctx.metrics, app.ctx)
+    told = "1 while no restart would help; see /health."
+    app.ctx.metrics.offer("shammah_healthy", told, lambda: float(alive(app.ctx)))
     api.setup(app)
     console.setup(app)
     drafts = Drafts(parts)
