@@ -18,7 +18,7 @@ class Event:
     """Something that happened.
 
     Attributes:
-        name: dotted, past tense or state (`run.progress`, `adapter.promoted`); see docs/api.md.
+        name: dotted, past tense or state (`run.progress`, `adapter.promoted`); see docs/observability.md.
         data: JSON-serialisable details.
         at: Unix time in seconds.
     """

@@ -108,9 +108,9 @@ async def main():
     del task
     gc.collect()
 
+say = logging.getLogger("appliance.y").info
 with logs.about(run="run_1"):
-    of_run = logs.inheriting(lambda: logging.getLogger("appliance.y").info("of a run"))
-    thread = threading.Thread(target=of_run)
+    thread = threading.Thread(target=logs.inheriting(lambda: say("of a run")))
     thread.start(); thread.join()
 thread = threading.Thread(target=fail, name="careless")
 thread.start(); thread.join()

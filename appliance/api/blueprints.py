@@ -27,11 +27,6 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
     app.register_middleware(only_secure, "request", priority=9)
     app.add_signal(completed, "http.lifecycle.response")
-    app.ctx.metrics.offer(
-        "shammah_healthy",
-        "1 while no restart would help; see /health.",
-        lambda: float(health.alive(app.ctx)),
-    )
 
 
 async def _turn(request: Request) -> None:

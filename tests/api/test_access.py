@@ -94,7 +94,7 @@ def test_health_ready_metrics(daemon: Daemon) -> None:
         "adapter": None,
     }
     text = daemon.get("/metrics").text
-    for name in ("shammah_requests_total", "shammah_examples", 'shammah_adapter_in_service{adapter="base"}'):
+    for name in ("shammah_engine_requests_total", "shammah_examples", 'shammah_model_info{adapter="base"'):
         assert name in text
 
 

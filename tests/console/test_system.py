@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,31 @@ def test_log(box: Daemon, open_page: OpenPage) -> None:
     log(box.home, "ERROR", "it broke again")
     expect(found.first).to_contain_text("it broke again")
     expect(found).to_have_count(2)
+
+
+def test_log_of_one_request(box: Daemon, open_page: OpenPage) -> None:
+    """Whatever the format, a request's lines are found by its id, and one is a click away from the others."""
+    with (box.home.logs / "shammah.log").open("a") as file:
+        file.write("2026-11-26 04:29:53,012 INFO appliance.access request=req-1: one of it\n")
+        file.write(
+            "2026-11-26 04:29:53,012 INFO appliance.access request=req-2: of another\n    more of it\n"
+        )
+        entry = {"time": "2026-11-26T04:29:53.012+00:00", "level": "DEBUG", "logger": "appliance.x"}
+        file.write(json.dumps({**entry, "message": f"two of it {NASTY}", "request": "req-1"}) + "\n")
+    page = open_page(box.url + "/logs")
+    page.get_by_role("link", name="req-1").first.click()
+    found = page.locator("#records li")
+    expect(found).to_have_count(2)
+    expect(found.first).to_contain_text(f"two of it {NASTY}")
+    expect(page.get_by_label("Request or run")).to_have_value("req-1")
+    check_sound(page, "logs of a request")
+    log(box.home, "INFO", "of no interest")
+    with (box.home.logs / "shammah.log").open("a") as file:
+        file.write("2026-11-26 04:29:54,012 WARNING appliance.x request=req-1 run=run_1: three of it\n")
+    expect(found).to_have_count(3)
+    page.get_by_label("Request or run").fill("run_1")
+    page.get_by_role("button", name="Show").click()
+    expect(found).to_have_count(1)
 
 
 def test_log_without_scripts(box: Daemon, open_page: OpenPage) -> None:
