@@ -218,7 +218,7 @@ class Trial:
                 self._check_runs(store, when)
             store.database.check()
         assert daemon.get("/v1/adapters").json()["current"] == current, when
-        until(self._mirrored, f"the mirror, after {when}", 30)
+        until(self.mirrored, f"the mirror, after {when}", 30)
 
     def _check_current(self, store: Store, when: str) -> str | None:
         link = self.home.current
@@ -262,7 +262,7 @@ class Trial:
                 learned.update(item.id for item in frozen if item.split != "replay")
         assert [example for example, times in learned.items() if times > 1] == [], when
 
-    def _mirrored(self) -> bool:
+    def mirrored(self) -> bool:
         with opened(self.home) as store:
             wanted = "".join(map(queue_line, store.examples.queue_after(-1)[1]))
         with suppress(FileNotFoundError):
