@@ -1,4 +1,4 @@
-"""Pages of the database are overwritten: found at the next start, mended from the last good backup, and said."""
+"""Pages of the database are overwritten: found at the start, mended from the last good backup, and said."""
 
 from __future__ import annotations
 
