@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,8 @@ OWN = {"Sec-Fetch-Site": "same-origin"}
 LEGAL = frozenset({"pending", "training", "used", "superseded", "parked"})
 """States that an acknowledged correction may be in."""
 HIDDEN_SECONDS = 25.0
+KEPT = frozenset({".reserve", ".restored"})
+"""Hidden files that are meant to stay."""
 LEARNED = ("promoted", "accepted")
 UNFINISHED = ("queued", "training", "gating")
 
@@ -269,18 +271,18 @@ class Trial:
             return self.home.queue.read_text() == wanted
         return False
 
-    def check_tidy(self, ignore: Collection[str] = ()) -> None:
+    def check_tidy(self) -> None:
         """Nothing half-written lies about for ever."""
-        until(lambda: not self._leftovers(ignore), "that nothing is left over", HIDDEN_SECONDS)
+        until(lambda: not self._leftovers(), f"that nothing is left over: {self._leftovers()}", HIDDEN_SECONDS)
 
-    def _leftovers(self, ignore: Collection[str]) -> list[Path]:
+    def _leftovers(self) -> list[Path]:
         found = []
         ended = {run.id for run in self.runs() if run.state not in UNFINISHED}
         for path in self.home.root.rglob("*"):
             inside = path.relative_to(self.home.root)
             if inside.parts[0] == "models":
                 continue
-            if path.name.startswith(".") and path.name not in ignore:
+            if path.name.startswith(".") and path.name not in KEPT:
                 found.append(inside)
             weights = path.suffix == ".safetensors" and inside.parts[0] == "runs"
             if weights and inside.parts[1] in ended:
