@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +59,7 @@ max_same = 1
 min_length = 0
 max_length = 99
 [resources]
+busy_share = 1
 max_load_per_core = 1000
 min_free_memory_mb = 0
 min_free_disk_mb = 0
@@ -91,7 +94,7 @@ def opened(home: Home) -> Iterator[Store]:
         store.close()
 
 
-@dataclass
+@dataclass(eq=False)
 class Trial:
     """A daemon under a specification that can change at any time."""
 
@@ -104,6 +107,7 @@ class Trial:
     def __post_init__(self) -> None:
         # Beside the home: what happens to its disk must not happen to these.
         beside = Path(tempfile.mkdtemp(prefix="faults-"))
+        weakref.finalize(self, shutil.rmtree, beside, True)
         self.spec, self.daemon.output = beside / "spec", beside / "daemon.out"
         self.daemon.output.touch()
         self.arm()
@@ -273,7 +277,7 @@ class Trial:
 
     def check_tidy(self) -> None:
         """Nothing half-written lies about for ever."""
-        until(lambda: not self._leftovers(), f"that nothing is left over: {self._leftovers()}", HIDDEN_SECONDS)
+        until(lambda: not self._leftovers(), "that nothing is left over", HIDDEN_SECONDS)
 
     def _leftovers(self) -> list[Path]:
         found = []
