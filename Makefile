@@ -48,6 +48,7 @@ box: .venv/.dev .venv-ort/.done
 
 faults: .venv/.dev .venv-ort/.done
 	$(BIN)/python -m pytest -m faults -v -s $(ARGS)
+	SHAMMAH_TEST_KILLS=30 $(BIN)/python -m pytest -s tests/e2e/test_kill.py
 
 fuzz: .venv/.dev
 	$(BIN)/python -m pytest -m fuzz -v -s $(ARGS)

@@ -41,7 +41,8 @@ def small_group(megabytes: int) -> Iterator[Path]:
 def box_with(bundle: Bundle, root: Path, train: str) -> Iterator[Trial]:
     home = Home(root / "home").ensure()
     install_bundle(home, bundle)
-    config = CONFIG.replace("max_attempts = 20", "max_attempts = 2").replace("max_tokens = 64", train)
+    config = CONFIG.replace("layers = 0.04", "layers = 1")
+    config = config.replace("max_attempts = 20", "max_attempts = 2").replace("max_tokens = 64", train)
     home.config.write_text(config)
     box = Trial(Daemon(home), bundle)
     box.daemon.start()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
+import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +59,7 @@ max_same = 1
 min_length = 0
 max_length = 99
 [resources]
+busy_share = 1
 max_load_per_core = 1000
 min_free_memory_mb = 0
 min_free_disk_mb = 0
@@ -67,6 +70,8 @@ OWN = {"Sec-Fetch-Site": "same-origin"}
 LEGAL = frozenset({"pending", "training", "used", "superseded", "parked"})
 """States that an acknowledged correction may be in."""
 HIDDEN_SECONDS = 25.0
+KEPT = frozenset({".reserve", ".restored"})
+"""Hidden files that are meant to stay."""
 LEARNED = ("promoted", "accepted")
 UNFINISHED = ("queued", "training", "gating")
 
@@ -89,7 +94,7 @@ def opened(home: Home) -> Iterator[Store]:
         store.close()
 
 
-@dataclass
+@dataclass(eq=False)
 class Trial:
     """A daemon under a specification that can change at any time."""
 
@@ -102,6 +107,7 @@ class Trial:
     def __post_init__(self) -> None:
         # Beside the home: what happens to its disk must not happen to these.
         beside = Path(tempfile.mkdtemp(prefix="faults-"))
+        weakref.finalize(self, shutil.rmtree, beside, True)
         self.spec, self.daemon.output = beside / "spec", beside / "daemon.out"
         self.daemon.output.touch()
         self.arm()
@@ -218,7 +224,7 @@ class Trial:
                 self._check_runs(store, when)
             store.database.check()
         assert daemon.get("/v1/adapters").json()["current"] == current, when
-        until(self._mirrored, f"the mirror, after {when}", 30)
+        until(self.mirrored, f"the mirror, after {when}", 30)
 
     def _check_current(self, store: Store, when: str) -> str | None:
         link = self.home.current
@@ -262,25 +268,25 @@ class Trial:
                 learned.update(item.id for item in frozen if item.split != "replay")
         assert [example for example, times in learned.items() if times > 1] == [], when
 
-    def _mirrored(self) -> bool:
+    def mirrored(self) -> bool:
         with opened(self.home) as store:
             wanted = "".join(map(queue_line, store.examples.queue_after(-1)[1]))
         with suppress(FileNotFoundError):
             return self.home.queue.read_text() == wanted
         return False
 
-    def check_tidy(self, ignore: Collection[str] = ()) -> None:
+    def check_tidy(self) -> None:
         """Nothing half-written lies about for ever."""
-        until(lambda: not self._leftovers(ignore), "that nothing is left over", HIDDEN_SECONDS)
+        until(lambda: not self._leftovers(), "that nothing is left over", HIDDEN_SECONDS)
 
-    def _leftovers(self, ignore: Collection[str]) -> list[Path]:
+    def _leftovers(self) -> list[Path]:
         found = []
         ended = {run.id for run in self.runs() if run.state not in UNFINISHED}
         for path in self.home.root.rglob("*"):
             inside = path.relative_to(self.home.root)
             if inside.parts[0] == "models":
                 continue
-            if path.name.startswith(".") and path.name not in ignore:
+            if path.name.startswith(".") and path.name not in KEPT:
                 found.append(inside)
             weights = path.suffix == ".safetensors" and inside.parts[0] == "runs"
             if weights and inside.parts[1] in ended:
