@@ -162,7 +162,7 @@ def _runs(
     taught = behind | {
         row.run_id for row in rows.values() if row.run_id is not None and _file(home, row.name).is_file()
     }
-    places = sorted((path for path in home.runs.glob("run_*") if path.is_dir()), key=lambda path: path.name)
+    places = sorted((path for path in home.runs.glob("run_*") if path.is_dir()), key=_age)
     for number, place in enumerate(reversed(places), 1):
         if place.name in needed or number <= LEAST_RUNS:
             continue
@@ -199,6 +199,12 @@ def _backups(home: Home, config: Config) -> Iterator[Removable]:
 def _copies(home: Home) -> Iterator[Removable]:
     for path in copies(home.backups)[LEAST_COPIES:][::-1]:
         yield _one("migration", path.name, path, "a copy from before an upgrade", due=False)
+
+
+def _age(place: Path) -> tuple[str, int]:
+    """By the time in its name, and the number of it within that second."""
+    stem, _, number = place.name.partition("-")
+    return stem, int(number) if number.isdigit() else 1
 
 
 def _file(home: Home, name: str) -> Path:
