@@ -118,7 +118,10 @@ def kept_adapters(
 
 
 def _scratch(home: Home, store: Store, now: float) -> Iterator[Removable]:
-    """Weights in progress, of runs that have ended."""
+    """Weights in progress, of runs that have ended; copies that were cut off."""
+    for path in sorted(home.backups.glob(".keeping-*")):
+        if now - path.stat().st_mtime > LEFT_SECONDS:
+            yield _one("scratch", path.name, path, "left behind by a start that was cut off", due=True)
     going_on = {run.id for run in store.runs.unfinished()}
     for name in (f"*{checkpoint.NAME}", CANDIDATE):
         for path in sorted(home.runs.glob(f"run_*/{name}")):
@@ -163,7 +166,7 @@ def _runs(
         row.run_id for row in rows.values() if row.run_id is not None and _file(home, row.name).is_file()
     }
     places = sorted((path for path in home.runs.glob("run_*") if path.is_dir()), key=_age)
-    for number, place in enumerate(reversed(places), 1):
+    for number, place in zip(range(len(places), 0, -1), places, strict=True):
         if place.name in needed or number <= LEAST_RUNS:
             continue
         keeps_input = place.name in taught

@@ -1,4 +1,4 @@
-"""From every earlier schema to this one, with rows in every table; killed on the way; never without a copy."""
+"""From every earlier schema to this one, with rows in every table; killed on the way; a copy first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST: dict[str, list[dict[str, Any]]] = {
         {"id": "run_2", "created": 2.0, "trigger": "retry", "state": "parked", "examples": 1, "attempt": 3},
     ],
     "examples": [
-        {"id": f"ex_{number:024x}", "created": float(number), "kind": kind, "state": state, "query": f"Ä{number}",
+        {"id": f"ex_{number:024x}", "created": float(number), "kind": kind, "state": state, "query": "Ä",
          "response": "4", "target": target, "weight": 1.0, "messages": MESSAGES, "finish_reason": "stop",
          "source": "api", "run_id": run, "query_key": f"q{number}", "response_key": "r", "target_key": "t",
          "context_key": "c"}
