@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import subprocess
@@ -79,7 +80,9 @@ def populate(home: Home, count: int) -> None:
     store.close()
 
 
-def test_it_backs_itself_up(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def test_it_backs_itself_up(
+    start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On schedule, unless nothing has changed; old ones go; a copy elsewhere; a failure is said."""
     elsewhere = tmp_path / "nas"
     elsewhere.mkdir()
@@ -105,9 +108,18 @@ def test_it_backs_itself_up(start_daemon: StartDaemon, tmp_path: Path) -> None:
     assert len([found for found in backups(daemon.home) if found.automatic]) == 2
     until(lambda: sorted(path.name for path in elsewhere.iterdir() if path.name.startswith("auto_"))
           == sorted(found.name for found in backups(daemon.home) if found.automatic))  # fmt: skip
-    for path in elsewhere.iterdir():
-        path.unlink()
-    elsewhere.rmdir()
+    # The command looks and tidies through the daemon.
+    assert re.search(r"Backups +\d+ ", command(daemon.home, monkeypatch, "storage"))
+    log = daemon.home.runs / "run_20260101T000000Z" / "checkpoint.safetensors"
+    log.parent.mkdir()
+    log.write_bytes(b"x" * 100_000)
+    os.utime(log, (1, 1))
+    assert "Would remove 1" in command(daemon.home, monkeypatch, "storage", "--prune", "--dry-run")
+    assert log.exists()
+    assert "Removed 1" in command(daemon.home, monkeypatch, "storage", "--prune")
+    assert not log.exists()
+    assert "Removed what may go: 0.1 MB" in daemon.get("/").text
+    elsewhere.rename(tmp_path / "unplugged")
     until(lambda: metric(daemon, "shammah_backup_failed") == 1)
     assert f"{elsewhere} is not there" in daemon.log
     assert "The last automatic backup failed" in daemon.get("/").text
