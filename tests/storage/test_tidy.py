@@ -20,6 +20,7 @@ from appliance.home import Home
 from appliance.learning.forget import KEY as FORGETTING
 from appliance.sections import BackupConfig, StorageConfig
 from appliance.storage import tidy as tidying
+from appliance.storage.reserve import RESERVE_BYTES, give_up, put_by
 from appliance.storage.tidy import plan, tidy
 from appliance.storage.usage import measure
 from appliance.store import Store
@@ -245,6 +246,17 @@ def test_the_command(home: Home, store: Store, monkeypatch: pytest.MonkeyPatch) 
     assert len(list(home.runs.iterdir())) == 6
     assert invoke(cli, ["storage", "--prune"]).output.startswith("There is nothing that may go.")
     assert invoke(cli, ["storage", "--dry-run"]).exit_code == 2
+
+
+def test_a_reserve(home: Home) -> None:
+    """Made once, given up once."""
+    put_by(home)
+    put_by(home)
+    (reserve,) = home.root.glob(".reserve")
+    assert reserve.stat().st_blocks * 512 >= RESERVE_BYTES
+    assert give_up(home)
+    assert not reserve.exists()
+    assert not give_up(home)
 
 
 class Resting:
