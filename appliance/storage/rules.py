@@ -118,7 +118,10 @@ def kept_adapters(
 
 
 def _scratch(home: Home, store: Store, now: float) -> Iterator[Removable]:
-    """Weights in progress, of runs that have ended."""
+    """Weights in progress, of runs that have ended; copies that were cut off."""
+    for path in sorted(home.backups.glob(".keeping-*")):
+        if now - path.stat().st_mtime > LEFT_SECONDS:
+            yield _one("scratch", path.name, path, "left behind by a start that was cut off", due=True)
     going_on = {run.id for run in store.runs.unfinished()}
     for name in (f"*{checkpoint.NAME}", CANDIDATE):
         for path in sorted(home.runs.glob(f"run_*/{name}")):
@@ -162,8 +165,8 @@ def _runs(
     taught = behind | {
         row.run_id for row in rows.values() if row.run_id is not None and _file(home, row.name).is_file()
     }
-    places = sorted((path for path in home.runs.glob("run_*") if path.is_dir()), key=lambda path: path.name)
-    for number, place in enumerate(reversed(places), 1):
+    places = sorted((path for path in home.runs.glob("run_*") if path.is_dir()), key=_age)
+    for number, place in zip(range(len(places), 0, -1), places, strict=True):
         if place.name in needed or number <= LEAST_RUNS:
             continue
         keeps_input = place.name in taught
@@ -199,6 +202,12 @@ def _backups(home: Home, config: Config) -> Iterator[Removable]:
 def _copies(home: Home) -> Iterator[Removable]:
     for path in copies(home.backups)[LEAST_COPIES:][::-1]:
         yield _one("migration", path.name, path, "a copy from before an upgrade", due=False)
+
+
+def _age(place: Path) -> tuple[str, int]:
+    """By the time in its name, and the number of it within that second."""
+    stem, _, number = place.name.partition("-")
+    return stem, int(number) if number.isdigit() else 1
 
 
 def _file(home: Home, name: str) -> Path:

@@ -34,6 +34,8 @@ LOOK_SECONDS = 1.0
 FIRST_SECONDS = 900.0
 """After a start, until the first tidying and the first look for damage."""
 DAILY_SECONDS = 86_400.0
+STOP_SECONDS = 5.0
+"""What is read through just now does not keep the box from stopping."""
 DISK_SECONDS = 30.0
 LOW_SECONDS = 600.0
 """From one tidying for want of room to the next: what could go has gone."""
@@ -100,7 +102,7 @@ class Upkeep:
         self._stopping.set()
         self.backups.stop()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
     def plan(self) -> Tidied:
         """What a tidying would remove now. Blocking."""
@@ -168,7 +170,6 @@ class Upkeep:
         low = shutil.disk_usage(self._home.root).free < self._config.storage.min_free_mb * MB
         if not low:
             self._state = UpkeepState(short=self._state.short)
-            put_by(self._home)
             return
         if not self._state.low:
             logger.warning("The disk has less than %d MB left.", self._config.storage.min_free_mb)
@@ -185,6 +186,7 @@ class Upkeep:
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + DAILY_SECONDS
             self.tidy()
+            put_by(self._home)
 
     def _check_daily(self) -> None:
         if time.monotonic() >= self._check_at:

@@ -34,7 +34,7 @@ from appliance.store.migrations import STEPS, migrate, version
 
 Listener = Callable[[frozenset[str]], None]
 
-BUSY_SECONDS = 10.0
+BUSY_SECONDS = 5.0
 """How long a write waits for another program that holds the database."""
 QUEUE_SECONDS = 30.0
 """How long it waits for other writes of this process: some of them wait for that program, one by one."""

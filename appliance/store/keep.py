@@ -6,10 +6,10 @@ before it back; so a migration does not begin unless the copy is there, whole an
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sqlite3
+import tempfile
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from appliance.files import publish_file, remove_durably, storage_errors
 NAME = re.compile(r"before-migration_(\d+)-(\d+)_(\d{8}T\d{6}Z)\.db", re.ASCII)
 KEPT = 3
 """Copies that stay: releases do not change the schema often, and nobody goes back further."""
+_WORK = ".keeping-"
 SPARE_BYTES = 10_000_000
 """Kept free on the disk: the migration itself needs room, too."""
 
@@ -63,9 +64,9 @@ def keep_copy(backups: Path, store: Path, before: int, after: int) -> Path | Non
         name = (
             f"before-migration_{before}-{after}_{datetime.fromtimestamp(time.time(), UTC):%Y%m%dT%H%M%SZ}.db"
         )
-        temp = backups / f".{name}.{os.getpid()}"
-        try:
-            temp.unlink(missing_ok=True)
+        # Others may do the same just now, in this process, too.
+        with tempfile.TemporaryDirectory(prefix=_WORK, dir=backups) as work:
+            temp = Path(work) / name
             copy_database(store, temp)
             failpoint("migrate.copied")
             with closing(sqlite3.connect(temp)) as copy:
@@ -75,8 +76,6 @@ def keep_copy(backups: Path, store: Path, before: int, after: int) -> Path | Non
             if problem := find_damage(temp):
                 raise StorageDamaged(f"{store.name} is damaged ({problem}), so it is not migrated.")
             publish_file(temp, backups / name)
-        finally:
-            temp.unlink(missing_ok=True)
         for path in copies(backups)[KEPT:]:
             remove_durably(path)
     return backups / name

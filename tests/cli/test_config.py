@@ -59,9 +59,7 @@ def test_check_of_a_file_not_in_place(shammah: Shammah, home: Home) -> None:
     assert shammah("config", "check", str(other)).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "verb", [("daemon",), ("config", "show"), ("status",), ("model", "list")], ids=" ".join
-)
+@pytest.mark.parametrize("verb", [("config", "show"), ("status",), ("model", "list")], ids=" ".join)
 def test_a_bad_file_stops_the_verb_with_the_line(shammah: Shammah, home: Home, verb: tuple[str, ...]) -> None:
     home.ensure().config.write_text(BAD)
     done = shammah(*verb)

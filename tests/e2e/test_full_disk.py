@@ -6,12 +6,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from daemons import StartDaemon
 
 from appliance.home import Home
 from appliance.model.bundle import Bundle
 from appliance.store import Store
+from appliance.store.owner import set_password
+
+PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
@@ -31,6 +35,9 @@ def test_a_full_disk(bundle: Bundle, small_disk: Path, start_daemon: StartDaemon
     home.root.mkdir()
     home.models.symlink_to(bundle.path.parent)
     home.ensure()
+    store = Store.open(home)
+    set_password(store, PASSWORD)
+    store.close()
     daemon = start_daemon("[lora]\nenabled = false", home=home)
     acknowledged = []
 
@@ -55,7 +62,17 @@ def test_a_full_disk(bundle: Bundle, small_disk: Path, start_daemon: StartDaemon
     assert statuses[-1] == 507
     assert daemon.ask("Say hello.", max_tokens=3)
     assert daemon.get("/health").status_code == 200
-    filler.unlink()
+    # Who is to make room gets in, is told, and can leave.
+    with httpx.Client(base_url=daemon.url, headers={"Origin": daemon.url}, timeout=60) as browser:
+        assert browser.post("/login", data={"password": PASSWORD}).headers["location"] == "/"
+        assert "Nothing is collected: The disk is full" in browser.get("/").text
+        assert "kept in memory only" in daemon.log
+        cookie = browser.cookies["shammah_session"]
+        browser.post("/logout")
+        assert browser.get("/", cookies={"shammah_session": cookie}).headers["location"] == "/login"
+        assert browser.post("/login", data={"password": PASSWORD}).headers["location"] == "/"
+        filler.unlink()
+        assert browser.get("/").status_code == 200
     assert teach(100) == 200
     daemon.kill()
     daemon.start()
