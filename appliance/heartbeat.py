@@ -48,16 +48,18 @@ def attach(app: Sanic[Any, Any], host: str, port: int) -> None:
 async def _beat(app: Sanic[Any, Any], host: str, port: int) -> None:
     granted = notify.watchdog_seconds()
     every = granted / BEATS if granted else None
-    ready, told = False, ""
+    ready, told, warned = False, "", False
     while True:
         problem = await _round_trip(app, host, port, seconds=every or 10.0)
         if problem is not None:
-            if ready:
+            if ready and not warned:
                 logger.warning(
                     "The box does not answer itself: %s. systemd restarts it if it stays so.", problem
                 )
-            await asyncio.sleep(START_EVERY)
+            warned = ready
+            await asyncio.sleep(min(every or 1.0, 1.0) if ready else START_EVERY)
             continue
+        warned = False
         status = _status(app)
         if not ready:
             ready, told = True, status
