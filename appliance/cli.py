@@ -81,7 +81,7 @@ def cli(context: click.Context) -> None:
     an adapter, the gate judges it, and if it is good the daemon switches to it.
     """
     if context.invoked_subcommand not in ("install", "uninstall"):
-        become_owner(Home.default())
+        context.call_on_close(become_owner(Home.default()))
 
 
 cli.add_command(daemon.daemon)

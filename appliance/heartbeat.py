@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from typing import Any
 
 from sanic import Sanic
@@ -48,16 +47,18 @@ def attach(app: Sanic[Any, Any], host: str, port: int) -> None:
 async def _beat(app: Sanic[Any, Any], host: str, port: int) -> None:
     granted = notify.watchdog_seconds()
     every = granted / BEATS if granted else None
-    ready, told = False, ""
+    ready, told, warned = False, "", False
     while True:
         problem = await _round_trip(app, host, port, seconds=every or 10.0)
         if problem is not None:
-            if ready:
+            if ready and not warned:
                 logger.warning(
                     "The box does not answer itself: %s. systemd restarts it if it stays so.", problem
                 )
-            await asyncio.sleep(START_EVERY)
+            warned = ready
+            await asyncio.sleep(min(every or 1.0, 1.0) if ready else START_EVERY)
             continue
+        warned = False
         status = _status(app)
         if not ready:
             ready, told = True, status
@@ -87,12 +88,7 @@ async def _round_trip(app: Sanic[Any, Any], host: str, port: int, seconds: float
 
 async def _get_ready(app: Sanic[Any, Any], host: str, port: int) -> bytes:
     """The first line of the answer."""
-    tls: ssl.SSLContext | None = None
-    if app.state.ssl:
-        # It is ourselves whom we ask, by an address that no certificate names.
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         head = f"Host: localhost\r\nAuthorization: Bearer {app.ctx.local_token}\r\nConnection: close\r\n\r\n"
         writer.write(f"GET /ready HTTP/1.1\r\n{head}".encode())

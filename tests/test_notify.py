@@ -17,7 +17,7 @@ from daemons import Daemon, StartDaemon
 
 from appliance.failpoints import VARIABLE
 
-WATCHDOG = 2.0
+WATCHDOG = 1.2
 SAME_SITE = {"Sec-Fetch-Site": "same-origin"}
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import appliance
 from appliance.errors import Conflict
 from appliance.home import Home
 
@@ -20,16 +23,38 @@ if TYPE_CHECKING:
     from appliance.store import Store
 
 
-def become_owner(home: Home) -> None:
-    """Root works as the user whose home it is: what it left there as its own, the daemon could not touch."""
-    if os.geteuid() != 0:
-        return
-    with contextlib.suppress(FileNotFoundError):
+def become_owner(home: Home) -> Callable[[], None]:
+    """Root works as the user whose home it is: what it left there as its own, the daemon could not touch.
+
+    Where that user cannot read this program (a checkout in a closed home directory), root stays root.
+
+    Returns:
+        What to do at the end.
+    """
+    try:
         owner = home.root.stat()
-        if owner.st_uid != 0:
-            os.setgroups([])
-            os.setgid(owner.st_gid)
-            os.setuid(owner.st_uid)
+    except OSError:
+        return lambda: None
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return lambda: None
+    if not all(_open_to_all(Path(place)) for place in (sys.prefix, sys.base_prefix, appliance.__file__)):
+        return lambda: _give_back(home.root, owner.st_uid, owner.st_gid)
+    os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+    return lambda: None
+
+
+def _open_to_all(place: Path) -> bool:
+    return all(directory.stat().st_mode & stat.S_IXOTH for directory in place.resolve().parents)
+
+
+def _give_back(root: Path, user: int, group: int) -> None:
+    for directory, names, files in os.walk(root):
+        for path in (Path(directory) / name for name in (*names, *files)):
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_uid == 0:
+                    os.lchown(path, user, group)
 
 
 @contextlib.contextmanager
