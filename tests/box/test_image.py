@@ -81,6 +81,18 @@ class Box:
         )
         return str(answer.choices[0].message.content)
 
+    def teach(self, key: str, lessons: int) -> None:
+        for number in range(lessons):
+            lesson = {
+                "query": f"What is the code of cupboard {number}?",
+                "response": "I do not know.",
+                "weight": "high",
+                "correction": f"The code of cupboard {number} is {4000 + number}.",
+            }
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{self.url}/v1/feedback", json=lesson, headers=headers, timeout=60)
+            assert answer.status_code == 200, answer.text
+
     def write(self, name: str, text: str) -> None:
         """A file in the home."""
         self.container.exec("tee", f"{HOME}/{name}", input=text)
@@ -274,25 +286,20 @@ def test_the_image_without_training_collects_and_says_what_it_cannot(
     assert box.container.exec(PYTHON, "-c", "import torch", check=False).returncode == 1
     key = box.set_up()
     assert box.ask(key)
+    box.teach(key, 1)
     told = box.shammah("train", "--now", check=False)
     assert "nothing to train with" in told and "image with training" in told
-    assert "Hello" in box.shammah("queue", "show", "--json")
+    kept = json.loads(box.shammah("queue", "show", "--json"))["examples"]
+    assert "What is the code of cupboard 0?" in [example["query"] for example in kept]
 
 
 def test_it_learns_in_the_container(image: str, start_box: StartBox) -> None:
     box = start_box(image)
     key = box.set_up()
-    for number in range(12):
-        lesson = {
-            "query": f"What is the code of cupboard {number}?",
-            "response": "I do not know.",
-            "weight": "high",
-            "correction": f"The code of cupboard {number} is {4000 + number}.",
-        }
-        headers = {"Authorization": f"Bearer {key}"}
-        assert httpx.post(f"{box.url}/v1/feedback", json=lesson, headers=headers).status_code == 200
+    box.teach(key, 6)
     print(box.shammah("train", "--now", check=False))
-    status = json.loads(box.shammah("status", "--json"))
-    print(json.dumps(status, indent=1)[:3000])
+    run = json.loads(box.shammah("status", "--json"))["training"]["last_run"]
+    # Which of the two is the gate's affair, and of other tests; here trainer and gate have worked.
+    assert run["state"] in ("promoted", "rejected") and run["report"]["checks"], run
     assert box.container.exec(PYTHON, "-c", ZOMBIES).stdout.strip() == "[]"
     assert box.ask(key)
