@@ -19,7 +19,14 @@ from cryptography import x509
 from daemons import Daemon, StartDaemon, free_port
 
 from appliance.home import Home
-from appliance.network.authority import issue, make_authority, names_of, own_certificate, present, read_authority
+from appliance.network.authority import (
+    issue,
+    make_authority,
+    names_of,
+    own_certificate,
+    present,
+    read_authority,
+)
 from appliance.store.owner import set_password
 
 WAITED = 30.0
@@ -76,9 +83,8 @@ def test_old_protocols_are_not_spoken(daemon: Daemon, port: int) -> None:
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with pytest.warns(DeprecationWarning):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
-        with pytest.raises(ssl.SSLError):
-            context.wrap_socket(sock)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock, pytest.raises(ssl.SSLError):
+        context.wrap_socket(sock)
 
 
 def test_the_page_gives_the_authority_in_all_forms(daemon: Daemon) -> None:
@@ -137,7 +143,9 @@ def test_supplied_files_are_served_reloaded_and_refused_when_broken(
         files[0].write_bytes(mark + certificate)
 
     supply("first.lan")
-    text = daemon.home.config.read_text().replace("[tls]", f'[tls]\ncertificate = "{files[0]}"\nkey = "{files[1]}"')
+    text = daemon.home.config.read_text().replace(
+        "[tls]", f'[tls]\ncertificate = "{files[0]}"\nkey = "{files[1]}"'
+    )
     daemon.home.config.write_text(text)
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
@@ -145,7 +153,11 @@ def test_supplied_files_are_served_reloaded_and_refused_when_broken(
     supply("second.lan")  # as a program that renews it does: nobody tells the box
     until(lambda: names_of(served(port)) == ("second.lan",))
     files[1].write_text("no key")
-    until(lambda: "The certificate before goes on" in daemon.log or "the certificate before goes on" in daemon.log)
+    until(
+        lambda: (
+            "The certificate before goes on" in daemon.log or "the certificate before goes on" in daemon.log
+        )
+    )
     assert names_of(served(port)) == ("second.lan",)
     assert "given this box a certificate" in daemon.get("/trust").text
 
@@ -154,7 +166,9 @@ def test_a_restart_and_a_stop_finish_what_is_answered_by_https(start_daemon: Sta
     port = free_port()
     daemon = start_daemon(f'[lora]\nenabled = false\n[tls]\nbind = "127.0.0.1:{port}"\n')
     trust = ssl.create_default_context(cadata=daemon.get("/trust/ca.pem").text)
-    with httpx.Client(base_url=f"https://localhost:{port}", verify=trust, trust_env=False, timeout=60) as http:
+    with httpx.Client(
+        base_url=f"https://localhost:{port}", verify=trust, trust_env=False, timeout=60
+    ) as http:
         assert http.get("/ready").status_code == 200  # a connection that stays open
         with http.stream("POST", "/v1/chat/completions", json={**LONG, "max_tokens": 120}) as answer:
             lines = answer.iter_lines()
