@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from browsing import PHONE, check_sound
-from conftest import OpenPage
 from cryptography import x509
 from daemons import Daemon, free_port, install_bundle
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from appliance.home import Home
 from appliance.model.bundle import Bundle
 from appliance.network.authority import fingerprint, read_authority
 from appliance.store import Store
 from appliance.store.owner import set_password
+
+OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
