@@ -97,7 +97,7 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
 @cache
 def _say_once(problem: str) -> None:
     logger.warning(
-        "This machine's addresses cannot be seen (%s; under systemd, RestrictAddressFamilies needs AF_NETLINK): "
+        "The addresses of this machine cannot be seen (%s; a unit has to allow AF_NETLINK for that): "
         "they are not in the certificate, and nothing is announced.",
         problem,
     )
