@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from typing import Any, cast
+from typing import cast
 
 from sanic import HTTPResponse, Request
 
 from appliance.errors import Forbidden, NotSetUp, RateLimited, Unauthorized
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.keys import PREFIX, Device
-from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
+from appliance.store.owner import password_set, session_token, session_valid
 
 
 async def only_this_machine(request: Request) -> None:
@@ -114,7 +114,7 @@ def _limit(request: Request, device: Device) -> None:
 async def _is_owner(request: Request) -> bool:
     store = request.app.ctx.store
     if await asyncio.to_thread(password_set, store):
-        cookie: Any = request.cookies.get(SESSION_COOKIE)
+        cookie = session_token(request.cookies)
         return await asyncio.to_thread(session_valid, store, cookie)
     return trusted_loopback(request.ip, request.headers)
 

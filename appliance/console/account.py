@@ -14,9 +14,9 @@ from appliance.errors import ShammahError
 from appliance.store.owner import (
     MAX_PASSWORD,
     MIN_PASSWORD,
-    SESSION_COOKIE,
     end_other_sessions,
     list_sessions,
+    session_token,
     set_password,
     verify_password,
 )
@@ -65,7 +65,7 @@ async def end_others(request: Request) -> HTTPResponse:
     """Log every other browser out."""
     if not request.ctx.logged_in:
         return back(request, to="/setup")
-    token = request.cookies.get(SESSION_COOKIE) or ""
+    token = session_token(request.cookies) or ""
     ended = await asyncio.to_thread(end_other_sessions, request.app.ctx.store, token)
     await audit(request, "account.sessions", ended=ended)
     message = "One other browser is logged out." if ended == 1 else f"{ended} other browsers are logged out."
@@ -73,7 +73,7 @@ async def end_others(request: Request) -> HTTPResponse:
 
 
 async def _page(request: Request, problem: str | None = None, status: int = 400) -> HTTPResponse:
-    token = request.cookies.get(SESSION_COOKIE)
+    token = session_token(request.cookies)
     sessions = await asyncio.to_thread(list_sessions, request.app.ctx.store, token)
     return page(
         request,

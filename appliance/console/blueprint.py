@@ -48,7 +48,7 @@ from appliance.console.assets import load_assets
 from appliance.console.render import HEADERS, back, environment, page, render, wants_fragment
 from appliance.errors import InvalidRequest, NotSetUp, ShammahError
 from appliance.origin import same_origin, trusted_loopback
-from appliance.store.owner import SESSION_COOKIE, password_set, session_valid
+from appliance.store.owner import password_set, session_token, session_valid
 
 log = logging.getLogger(__name__)
 PACKED_FROM = 1000
@@ -79,7 +79,7 @@ async def admit(request: Request) -> HTTPResponse | None:
             "Nothing was done.",
         )
     store = request.app.ctx.store
-    token = request.cookies.get(SESSION_COOKIE)
+    token = session_token(request.cookies)
     request.ctx.seen = request.app.ctx.events.count  # before anything is read: what changes later is told
 
     def look() -> tuple[bool, bool, int]:

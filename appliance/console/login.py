@@ -17,11 +17,13 @@ from appliance.errors import Unavailable
 from appliance.origin import trusted_loopback
 from appliance.store import Store
 from appliance.store.owner import (
+    SECURE_COOKIE,
     SESSION_COOKIE,
     WRITE_WAIT,
     create_session,
     end_session,
     password_set,
+    session_token,
     session_valid,
     verify_password,
 )
@@ -160,25 +162,26 @@ async def begin_session(request: Request, response: HTTPResponse) -> HTTPRespons
     A session that came with the request is ended: the token changes with every login.
     """
     store, hours = request.app.ctx.store, request.app.ctx.config.console.session_hours
-    old = request.cookies.get(SESSION_COOKIE)
+    old = session_token(request.cookies)
     if old:
         await asyncio.to_thread(end_session, store, old)
     token = await asyncio.to_thread(create_session, store, hours, request.ip)
+    secure = is_https(request)
     response.add_cookie(
-        SESSION_COOKIE,
+        SECURE_COOKIE if secure else SESSION_COOKIE,
         token,
         path="/",
         max_age=int(hours * 3600),
         httponly=True,
         samesite="Strict",
-        secure=is_https(request),
+        secure=secure,
     )
     return response
 
 
 async def still_admitted(request: Request) -> bool:
     """Whether who was let in would be again: a stream may outlast the session, and the password."""
-    store, token = request.app.ctx.store, request.cookies.get(SESSION_COOKIE)
+    store, token = request.app.ctx.store, session_token(request.cookies)
 
     def look() -> bool:
         if password_set(store):
@@ -200,10 +203,12 @@ def _note(store: Store, actor: str, action: str, detail: dict[str, Any]) -> None
 async def log_out(request: Request) -> HTTPResponse:
     """End the session, here and in the store."""
     store = request.app.ctx.store
-    token = request.cookies.get(SESSION_COOKIE)
+    token = session_token(request.cookies)
     if token and request.ctx.logged_in:
         await asyncio.to_thread(end_session, store, token)
         await asyncio.to_thread(_note, store, "owner", "logout", {"address": request.ip})
     response = back(request, "You are logged out.", "info", "/login")
-    response.delete_cookie(SESSION_COOKIE)
+    response.delete_cookie(SECURE_COOKIE)
+    # A browser takes no word about cookies for HTTPS from plain HTTP, not even that they end.
+    response.cookies.delete_cookie(SESSION_COOKIE, secure=is_https(request))
     return response

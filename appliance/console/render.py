@@ -118,7 +118,7 @@ def page(
     )
     response = html(body, status=status)
     if flash is not None:
-        response.delete_cookie(FLASH_COOKIE)
+        response.cookies.delete_cookie(FLASH_COOKIE, secure=is_https(request))
     return response
 
 

@@ -43,6 +43,7 @@ class Network:
         """
         self._config = config
         self._set_up = set_up
+        self._served = False
         self._plain: tuple[str, int] | None = None
         self._secure_host = ""
         self._task: asyncio.Task[None] | None = None
@@ -124,7 +125,9 @@ class Network:
         host, port = self._plain
         here = listened_addresses(host)
         secure = listened_addresses(self._secure_host) if self.https_port is not None else ()
-        if not (here or secure) or not self._set_up():
+        # A password is never taken away again: it is not looked for any more once it was there.
+        self._served = self._served or self._set_up()
+        if not (here or secure) or not self._served:
             return None
         return Announcement(
             host=self._wished,

@@ -117,7 +117,9 @@ class Announcer:
         if self._told is None and asyncio.get_running_loop().time() < self._retry_at:
             return
         await self._be_silent()
-        if wanted is not None:
+        if wanted is None:
+            self.host = None
+        else:
             await self._tell(wanted)
 
     async def _tell(self, wanted: Announcement) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import psutil
+
+logger = logging.getLogger(__name__)
 
 ANY = {"0.0.0.0": socket.AF_INET, "::": socket.AF_INET6}
 """Addresses to listen on that stand for all of a family."""
@@ -21,7 +25,8 @@ def machine_addresses() -> tuple[str, ...]:
     """The addresses by which others can reach this machine, sorted. Empty where the system does not tell."""
     try:
         found = psutil.net_if_addrs()
-    except OSError:  # a hardened unit may forbid to ask
+    except OSError as error:  # a hardened unit may forbid to ask
+        _say_once(str(error))
         return ()
     addresses = {
         address
@@ -87,6 +92,15 @@ def in_url(host: str, port: int) -> str:
 def unique(names: Iterable[str]) -> tuple[str, ...]:
     """The same without repetition, in their order."""
     return tuple(dict.fromkeys(names))
+
+
+@cache
+def _say_once(problem: str) -> None:
+    logger.warning(
+        "The addresses of this machine cannot be seen (%s; a unit has to allow AF_NETLINK for that): "
+        "they are not in the certificate, and nothing is announced.",
+        problem,
+    )
 
 
 def _reachable(text: str) -> IPv4Address | IPv6Address | None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SESSION_COOKIE = "shammah_session"
+SECURE_COOKIE = "__Host-shammah_session"
+"""Over HTTPS. By one name for both, a browser would refuse the cookie of plain HTTP after that of HTTPS."""
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 """Hashing cost grows with length: a megabyte of password must not buy a minute of CPU."""
@@ -150,6 +152,12 @@ def create_session(store: Store, hours: float, address: str = "") -> str:
         unsaved = store.unsaved
         unsaved.sessions = {**_newest(_live(unsaved.sessions, now)), _digest(token): fresh}
     return token
+
+
+def session_token(cookies: Any) -> str | None:
+    """The token of the session, out of a request's cookies."""
+    token = cookies.get(SECURE_COOKIE) or cookies.get(SESSION_COOKIE)
+    return str(token) if token else None
 
 
 def session_valid(store: Store, token: str | None) -> bool:
