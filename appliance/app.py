@@ -19,7 +19,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import console, process, served
+from appliance import connections, console, process, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
@@ -273,7 +273,15 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
             process.announce(app, home, host, sock.getsockname()[1])
             if not password_set(parts.store):
                 process.invite(app, host, sock.getsockname()[1], insecure)
-            app.run(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
+            connections.limit(app, config.server.max_connections)
+            app.run(
+                sock=sock,
+                protocol=connections.Connection,
+                single_process=True,
+                motd=False,
+                access_log=False,
+                register_sys_signals=False,
+            )
         return parts.restart.wanted
     finally:
         served.end(home)
