@@ -34,9 +34,13 @@ SPARE_FILES = 256
 class Connection(HttpProtocol):
     """A connection with limits. When there are too many, the one that has waited longest to ask gives way."""
 
-    _began = 0.0
-    _stuck_since: float | None = None
-    _told = False
+    __slots__ = ("_began", "_stuck_since", "_told")
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._began = monotonic()
+        self._stuck_since: float | None = None
+        self._told = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)  # type: ignore[no-untyped-call]
@@ -112,8 +116,6 @@ def limit(app: Sanic[Any, Any], most: int) -> None:
     app.config.MAX_CONNECTIONS = most
     # Since the last byte; and every half of it the connections are looked at.
     app.config.REQUEST_TIMEOUT = 2 * CHECK_SECONDS
-        2 * CHECK_SECONDS
-    )  # since the last byte; and half of it is how often is looked
 
 
 def _longest_waiting(crowd: Iterable[Connection]) -> Connection | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -42,10 +43,12 @@ _ITEMS = (
     "training_queue.jsonl",
 )
 _STAGED = ".restore"
+_SPOILT = ".restore.json.spoilt"
 _NOTE = ".restore.json"
 _ASIDE = "before-restore_"
 _GOING = ".gone-"
 _ASIDE_NAME = re.compile(rf"{_ASIDE}\d{{8}}T\d{{6}}Z(-\d+)?", re.ASCII)
+logger = logging.getLogger(__name__)
 _preparing = threading.Lock()
 
 
@@ -160,8 +163,14 @@ def finish_restore(home: Home) -> bool:
     if not pending(home):
         return False
     with _no_daemon(home) as alone:
-        note = _read_note(home) if alone else None
+        if not alone:
+            return False
+        note = _read_note(home)
         if note is None:
+            # Written in one step, so a disk or a person has spoilt it. What is there is served; what was
+            # to come stays beside it.
+            logger.error("%s cannot be read, so nothing is restored; it is kept as %s.", _NOTE, _SPOILT)
+            (home.root / _NOTE).rename(home.root / _SPOILT)
             return False
         source, old = home.root / note["from"], home.root / note["old"]
         if note["phase"] == "aside":
@@ -247,11 +256,15 @@ def _note(home: Home, source: str, phase: str) -> None:
 
 
 def _read_note(home: Home) -> dict[str, str] | None:
+    """The note, None if there is none or no restore can come of what it says."""
     try:
-        note: dict[str, str] = json.loads((home.root / _NOTE).read_text())
-    except FileNotFoundError:
-        return None
-    return note
+        note = json.loads((home.root / _NOTE).read_text(encoding="utf-8"))
+        source, old, phase = note["from"], note["old"], note["phase"]
+        if (source == _STAGED or _ASIDE_NAME.fullmatch(source)) and _ASIDE_NAME.fullmatch(old):
+            return {"from": source, "old": old, "phase": phase} if phase in ("aside", "place") else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return None
 
 
 def _aside(home: Home, name: str) -> Path:
