@@ -1,4 +1,4 @@
-"""Damaged and made-up files: each reader takes them or refuses them in its own words, and with little memory."""
+"""Damaged and made-up files: each reader takes them or refuses them in its own words, in little memory."""
 
 from __future__ import annotations
 
