@@ -148,8 +148,10 @@ def pack(request: Request, response: HTTPResponse) -> None:
     session is in a cookie, and forms carry no token.
     """
     page = response.content_type is not None and response.content_type.startswith("text/html")
+    if not page:
+        return  # a file that is sent as it is read has no body to look at
     body = response.body
-    if not page or not body or len(body) < PACKED_FROM or "content-encoding" in response.headers:
+    if not body or len(body) < PACKED_FROM or "content-encoding" in response.headers:
         return
     response.headers["Vary"] = "Accept-Encoding"
     if "gzip" in request.headers.get("accept-encoding", ""):

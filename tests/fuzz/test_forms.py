@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import httpx
 import pytest
@@ -76,6 +77,7 @@ def daemon(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     running.kill()
 
 
+@cache
 def routes() -> list[tuple[str, str]]:
     app: Sanic = Sanic("fuzz-console")
     app.blueprint(blueprint)
@@ -108,18 +110,23 @@ def test_no_page_fails(daemon: Daemon, examples: int) -> None:
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
-            @given(st.lists(TEXTS, min_size=4, max_size=4), given_fields, given_fields, st.booleans())
+            @given(
+                st.just((method, path)),
+                st.lists(TEXTS, min_size=4, max_size=4),
+                given_fields,
+                given_fields,
+                st.booleans(),
+            )
             def send(
+                route: tuple[str, str],
                 parts: list[str],
                 query: dict[str, str],
                 form: dict[str, str],
                 fragment: bool,
-                method: str = method,
-                path: str = path,
             ) -> None:
                 nonlocal tried
                 tried += 1
-                rest = iter(parts)
+                (method, path), rest = route, iter(parts)
                 where = re.sub(
                     r"<[^>]+>", lambda _: httpx.QueryParams({"a": next(rest)}).__str__()[2:] or "x", path
                 )
