@@ -21,7 +21,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import console, heartbeat, notify, process, served
+from appliance import connections, console, heartbeat, notify, process, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
@@ -332,7 +332,15 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
             heartbeat.attach(app, process.reached_at(host), port)
             if not password_set(parts.store):
                 process.invite(app, host, port, insecure)
-            secure.run(app, sock, safe, app.ctx.network.certificates.listening, process.BACKLOG)
+            connections.limit(app, config.server.max_connections)
+            secure.run(
+                app,
+                sock,
+                safe,
+                app.ctx.network.certificates.listening,
+                process.BACKLOG,
+                protocol=connections.Connection,
+            )
         return parts.restart.wanted
     finally:
         served.end(home)

@@ -53,6 +53,13 @@ class ServerConfig(Section):
         description="HOST:PORT to listen on. Until the owner has set a password, only loopback is served.",
     )
     max_body_mb: AtStart[int] = Field(8, ge=1, le=512, description="Largest request body accepted, in MB.")
+    max_connections: AtStart[int] = Field(
+        1000,
+        ge=16,
+        le=60_000,
+        description="Connections at the same time, a quarter of them from one address. With more, the one "
+        "that has waited longest without asking for anything is closed.",
+    )
     log_level: AtStart[Literal["DEBUG", "INFO", "WARNING", "ERROR"]] = Field(
         "INFO", description="How much is logged."
     )

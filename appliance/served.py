@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from appliance.adapters.registry import Registry
 from appliance.config import Config
 from appliance.errors import ShammahError, Unavailable
@@ -69,13 +71,15 @@ class Served:
     fallback: Fallback | None = None
 
 
+_SERVED = TypeAdapter(Served)
+
+
 def read_served(home: Home) -> Served:
     """What is known; nothing, if the file is not there or says nothing of use."""
     try:
         data = json.loads(_path(home).read_text(encoding="utf-8"))
-        told = data.pop("fallback", None)
-        return Served(**data, fallback=Fallback(**told) if told else None)
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _SERVED.validate_python(data)
+    except (OSError, ValueError, RecursionError):  # pydantic's error is a ValueError
         return Served()
 
 

@@ -42,6 +42,9 @@ async def identify(request: Request) -> HTTPResponse | None:
         Unauthorized: no credentials where they are needed, or wrong ones.
         RateLimited: the device asks more often than it may.
     """
+    if getattr(request.ctx, "identified", False):
+        return None
+    request.ctx.identified = True
     request.ctx.device = None
     request.ctx.owner = False
     if _is_local_command(request):

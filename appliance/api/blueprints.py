@@ -12,6 +12,8 @@ from appliance.api.exchange import completed
 from appliance.failpoints import failpoint
 from appliance.network.plain import only_secure
 
+STRANGERS_BYTES = 64_000
+"""More than this is not read from anybody before it is known who that is."""
 _V1 = (completions.blueprint, models.blueprint, learning.blueprint, storage.blueprint)
 
 
@@ -27,6 +29,25 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
     app.register_middleware(only_secure, "request", priority=9)
     app.add_signal(completed, "http.lifecycle.response")
+    app.add_signal(_identify_first, "http.routing.after")
+    app.ctx.metrics.offer(
+        "shammah_healthy",
+        "1 while no restart would help; see /health.",
+        lambda: float(health.alive(app.ctx)),
+    )
+
+
+def is_large(request: Request) -> bool:
+    """Whether more of it is to come than what is read from anybody. A body in chunks may be of any size."""
+    length = request.headers.get("content-length", "0")
+    return "transfer-encoding" in request.headers or not length.isdigit() or int(length) > STRANGERS_BYTES
+
+
+async def _identify_first(request: Request, handler: Any, **_: Any) -> None:
+    """Before a large body is read, and not only before it is looked at."""
+    if request.path.startswith("/v1/") and is_large(request):
+        await only_this_machine(request)
+        await identify(request)
 
 
 async def _turn(request: Request) -> None:

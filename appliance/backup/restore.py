@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from appliance.adapters.file import SUFFIX
@@ -44,11 +45,13 @@ _ITEMS = (
     "training_queue.jsonl",
 )
 _STAGED = ".restore"
+_SPOILT = ".restore.json.spoilt"
 _NOTE = ".restore.json"
 _ASIDE = "before-restore_"
 _GOING = ".gone-"
 _RESTORED = ".restored"
 _ASIDE_NAME = re.compile(rf"{_ASIDE}\d{{8}}T\d{{6}}Z(-\d+)?", re.ASCII)
+logger = logging.getLogger(__name__)
 _preparing = threading.Lock()
 
 
@@ -180,7 +183,13 @@ def finish_restore(home: Home) -> bool:
     if not pending(home):
         return False
     with no_daemon(home) as alone:
-        if not alone or not _carry_out(home):
+        if not alone:
+            return False
+        if not _carry_out(home):
+            # Written in one step, so a disk or a person has spoilt it. What is there is served; what was
+            # to come stays beside it.
+            logger.error("%s cannot be read, so nothing is restored; it is kept as %s.", _NOTE, _SPOILT)
+            (home.root / _NOTE).rename(home.root / _SPOILT)
             return False
         (home.root / _RESTORED).touch(mode=0o600)
     return True
@@ -201,7 +210,7 @@ def _carry_out(home: Home) -> bool:
     note = _read_note(home)
     if note is None:
         return False
-    source, old, items = home.root / note["from"], home.root / note["old"], note.get("items", _ITEMS)
+    source, old, items = home.root / note["from"], home.root / note["old"], note["items"]
     if note["phase"] == "aside":
         old.mkdir(exist_ok=True, mode=0o700)
         for item in items:
@@ -296,11 +305,21 @@ def _note(home: Home, source: str, phase: str) -> None:
 
 
 def _read_note(home: Home) -> dict[str, Any] | None:
+    """The note, None if there is none or no restore can come of what it says."""
     try:
-        note: dict[str, Any] = json.loads((home.root / _NOTE).read_text())
-    except FileNotFoundError:
-        return None
-    return note
+        note = json.loads((home.root / _NOTE).read_text(encoding="utf-8"))
+        items = note.setdefault("items", list(_ITEMS))
+        if note["phase"] in ("aside", "place") and all(map(_inside, (note["from"], note["old"], *items))):
+            return dict(note)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _inside(name: str) -> bool:
+    """Whether it is a path below the home."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _aside(home: Home, name: str) -> Path:

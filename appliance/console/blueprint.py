@@ -12,6 +12,7 @@ from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.exceptions import NotFound, PayloadTooLarge, SanicException
 from sanic.response import html, raw, text
 
+from appliance.api.blueprints import is_large
 from appliance.api.errors import respond
 from appliance.console import (
     account,
@@ -53,9 +54,6 @@ from appliance.store.owner import password_set, session_token, session_valid
 log = logging.getLogger(__name__)
 PACKED_FROM = 1000
 """Bytes. Below, packing saves no packet on the network."""
-STRANGERS_BYTES = 64_000
-"""A form of somebody who is not logged in has a token and two passwords, no more: taking apart millions of
-fields would hold up everybody's answers."""
 blueprint = Blueprint("console")
 
 
@@ -65,6 +63,7 @@ def setup(app: Sanic[Any, Any]) -> None:
     load_assets()
     app.blueprint(blueprint)
     app.error_handler.add(NotFound, lost)
+    app.add_signal(_refuse_large, "http.routing.after")
 
 
 async def admit(request: Request) -> HTTPResponse | None:
@@ -92,8 +91,6 @@ async def admit(request: Request) -> HTTPResponse | None:
     if request.ctx.logged_in or request.ctx.open_to_this_machine:
         return None
     if _public(request):
-        if len(request.body) > STRANGERS_BYTES:
-            raise InvalidRequest("That form is too large. Nothing was done.")
         return None
     if wants_fragment(request):
         return text("Log in again.", status=401, headers={"HX-Redirect": "/login"})
@@ -109,6 +106,25 @@ async def admit(request: Request) -> HTTPResponse | None:
     if request.method == "GET":
         return back(request, to="/login")
     return back(request, "Your session has ended; nothing was done. Log in and try again.", "bad", "/login")
+
+
+async def _refuse_large(request: Request, **_: Any) -> None:
+    """Read no large body of somebody who is not logged in.
+
+    Such a form has a token and two passwords, no more: taking apart millions of fields would hold up
+    everybody's answers.
+    """
+    if request.method in ("GET", "HEAD") or request.path.startswith("/v1/") or not is_large(request):
+        return
+    store, token = request.app.ctx.store, request.cookies.get(SESSION_COOKIE)
+
+    def owner() -> bool:
+        if password_set(store):
+            return session_valid(store, token)
+        return trusted_loopback(request.ip, request.headers)
+
+    if not await asyncio.to_thread(owner):
+        raise InvalidRequest("That form is too large. Nothing was done.")
 
 
 async def harden(request: Request, response: HTTPResponse) -> None:
@@ -133,8 +149,10 @@ def pack(request: Request, response: HTTPResponse) -> None:
     session is in a cookie, and forms carry no token.
     """
     page = response.content_type is not None and response.content_type.startswith("text/html")
+    if not page:
+        return  # a file that is sent as it is read has no body to look at
     body = response.body
-    if not page or not body or len(body) < PACKED_FROM or "content-encoding" in response.headers:
+    if not body or len(body) < PACKED_FROM or "content-encoding" in response.headers:
         return
     response.headers["Vary"] = "Accept-Encoding"
     if "gzip" in request.headers.get("accept-encoding", ""):

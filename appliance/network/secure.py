@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from sanic import Sanic
+from sanic.server import HttpProtocol
 
 HANDSHAKE_SECONDS = 10.0
 """Who does not finish his greeting must not hold a connection."""
@@ -24,6 +25,7 @@ def run(
     secure: socket.socket | None,
     context: ssl.SSLContext,
     backlog: int,
+    protocol: type[HttpProtocol],
 ) -> None:
     """Serve the application until it is stopped.
 
@@ -33,8 +35,16 @@ def run(
         secure: for HTTPS, if any.
         context: what to greet with there.
         backlog: connections that may wait to be accepted.
+        protocol: what a connection is, on either socket.
     """
-    app.prepare(sock=sock, single_process=True, motd=False, access_log=False, register_sys_signals=False)
+    app.prepare(
+        sock=sock,
+        protocol=protocol,
+        single_process=True,
+        motd=False,
+        access_log=False,
+        register_sys_signals=False,
+    )
     settings = app.state.server_info[0].settings
     connections = settings["connections"] = set()
     servers: list[Any] = []
@@ -42,7 +52,7 @@ def run(
     async def open_(app: Sanic[Any, Any]) -> None:
         assert secure is not None
         connection = partial(
-            settings["protocol"],
+            protocol,
             loop=app.loop,
             connections=connections,
             signal=settings["signal"],
