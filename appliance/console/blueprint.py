@@ -116,7 +116,7 @@ async def _refuse_large(request: Request, **_: Any) -> None:
     """
     if request.method in ("GET", "HEAD") or request.path.startswith("/v1/") or not is_large(request):
         return
-    store, token = request.app.ctx.store, request.cookies.get(SESSION_COOKIE)
+    store, token = request.app.ctx.store, session_token(request.cookies)
 
     def owner() -> bool:
         if password_set(store):
