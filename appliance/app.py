@@ -28,6 +28,7 @@ from appliance.api import blueprints as api
 from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
 from appliance.api.health import alive
+from appliance.api.health import alive
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.api.running import Running
@@ -183,6 +184,8 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.running = Running(parts.store)
     app.ctx.network = Network(parts.home, parts.config, lambda: insecure or password_set(parts.store))
     optional.offer(app.ctx.metrics, app.ctx)
+    healthy = "1 while no restart would help; see /health."
+    app.ctx.metrics.offer("shammah_healthy", healthy, lambda: float(alive(app.ctx)))
     told = "1 while no restart would help; see /health."
     app.ctx.metrics.offer("shammah_healthy", told, lambda: float(alive(app.ctx)))
     api.setup(app)

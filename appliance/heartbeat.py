@@ -45,6 +45,8 @@ def attach(app: Sanic[Any, Any], host: str, port: int) -> None:
 
 
 async def _beat(app: Sanic[Any, Any], host: str, port: int) -> None:
+    beats = 0
+    app.ctx.metrics.offer("shammah_watchdog_beats_total", "Signs of life given to systemd.", lambda: beats)
     granted = notify.watchdog_seconds()
     every = granted / BEATS if granted else None
     ready, told, warned = False, "", False
@@ -65,7 +67,7 @@ async def _beat(app: Sanic[Any, Any], host: str, port: int) -> None:
             notify.ready(status)
         else:
             notify.tell("WATCHDOG=1", *([f"STATUS={status}"] if status != told else []))
-            told = status
+            told, beats = status, beats + 1
         if every is None:
             return
         await asyncio.sleep(every)

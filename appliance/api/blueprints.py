@@ -30,11 +30,6 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.register_middleware(only_secure, "request", priority=9)
     app.add_signal(completed, "http.lifecycle.response")
     app.add_signal(_identify_first, "http.routing.after")
-    app.ctx.metrics.offer(
-        "shammah_healthy",
-        "1 while no restart would help; see /health.",
-        lambda: float(health.alive(app.ctx)),
-    )
 
 
 def is_large(request: Request) -> bool:
