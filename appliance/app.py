@@ -28,7 +28,6 @@ from appliance.api import blueprints as api
 from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
 from appliance.api.health import alive
-from appliance.api.health import alive
 from appliance.api.limits import Limits
 from appliance.api.meter import Meter
 from appliance.api.running import Running
