@@ -47,7 +47,7 @@ def test_every_key_says_when_it_is_taken() -> None:
 
 # Found by reading; a part that is built with a value goes on with it whatever a new `Config` says.
 AT_START = {
-    "appliance/app.py": {"bind", "max_body_mb", "log_level", "name"},
+    "appliance/app.py": {"bind", "max_body_mb", "max_connections", "log_level", "name"},
     "appliance/engine/engine.py": {
         *("context_length", "slots", "queue", "threads", "prefill_chunk", "prefill_beside"),
         *("prefix_cache_mb", "drafts", "extra_adapters"),
