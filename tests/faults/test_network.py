@@ -193,7 +193,7 @@ def test_who_does_not_read_is_cut_off(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(CONFIG)
     with honest(daemon):
         links = []
-        for n in range(8):
+        for n in range(3):  # and one slot is free
             link = socket.socket()
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             link.bind((f"127.0.0.{2 + n}", 0))
@@ -209,7 +209,7 @@ def test_who_does_not_read_is_cut_off(start_daemon: StartDaemon) -> None:
             400,
         )
         close(links)
-    print("\nslow readers: tried 8, survived 8")
+    print("\nslow readers: tried 3, survived 3")
 
 
 @pytest.mark.faults
