@@ -117,7 +117,7 @@ class Box:
         return int(listed.split("/")[2]) if listed else None
 
     def last_run(self) -> dict[str, object]:
-        return dict(json.loads(self.shammah("status", "--json"))["last_run"] or {})
+        return dict(json.loads(self.shammah("status", "--json"))["training"]["last_run"] or {})
 
 
 @pytest.fixture(scope="module")
