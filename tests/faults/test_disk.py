@@ -283,32 +283,3 @@ def test_the_kernel_makes_the_disk_read_only(bundle: Bundle, tmp_path: Path, tal
         assert box.teach().status_code == 200
         box.check_tidy()
         tally("disk: read-only for real", 0, 1)
-
-
-@pytest.mark.faults
-def test_the_disk_fails_for_a_while(bundle: Bundle, tmp_path: Path, tally: Tally) -> None:
-    """Every flush is an error for real; when that has passed collection goes on, with what came meanwhile."""
-    place = tmp_path / "disk"
-    with real_disk(place) as device, disk_box(place, bundle) as box:
-        tally("disk: failing for real", 1, 0)
-        subprocess.run(["mount", "-o", "remount,errors=continue", str(place)], check=True)
-        assert box.teach().status_code == 200
-        subprocess.run(["blockdev", "--setro", f"/dev/{device}"], check=True)
-        assert box.daemon.ask("What is asked meanwhile?", max_tokens=4)
-        refused_in_words(box)
-        until(lambda: "Collection pauses" in box.daemon.log, "that collection pauses", 30)
-        subprocess.run(["blockdev", "--setrw", f"/dev/{device}"], check=True)
-        until(lambda: "Collection goes on" in box.daemon.log, "that collection goes on", 30)
-        until(lambda: _asked(box, "What is asked meanwhile?"), "what was asked meanwhile", 30)
-        assert box.teach().status_code == 200
-        box.check("a failing disk")
-        box.daemon.kill()
-        box.daemon.start()
-        box.check("a failing disk and a kill")
-        box.check_tidy()
-        tally("disk: failing for real", 0, 1)
-
-
-def _asked(box: Trial, question: str) -> bool:
-    with opened(box.home) as store:
-        return any(said.query == question for said in store.completions.recent(20))
