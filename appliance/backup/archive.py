@@ -49,7 +49,7 @@ _WORK = ".making-"
 # Big, and of no use once a run has ended: weights in progress and their optimiser state.
 _OF_RUNS = (".json", ".jsonl", ".log", "log")
 _SAFE = re.compile(
-    rf"store\.db|config\.toml|adapters/[A-Za-z0-9][\w.-]{{0,200}}{re.escape(SUFFIX)}"
+    rf"store\.db|config\.toml|tls/authority\.pem|adapters/[A-Za-z0-9][\w.-]{{0,200}}{re.escape(SUFFIX)}"
     r"|runs/[A-Za-z0-9][\w.-]{0,100}/[A-Za-z0-9][\w.-]{0,100}",
     re.ASCII,
 )
@@ -362,7 +362,8 @@ def _alone(home: Home) -> Iterator[None]:
 
 
 def _files(home: Home) -> dict[str, Path]:
-    found = {"config.toml": home.config} if home.config.is_file() else {}
+    # With the authority, devices go on trusting a restored box; it makes its certificate anew.
+    found = {"config.toml": home.config, "tls/authority.pem": home.authority}
     for path in sorted(home.adapters.glob(f"*{SUFFIX}")):
         found[f"adapters/{path.name}"] = path
     for path in sorted(home.runs.glob("*/*")):

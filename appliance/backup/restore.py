@@ -44,6 +44,8 @@ _ITEMS = (
     "runs",
     "training_queue.jsonl",
 )
+_TLS = "tls"
+"""Not of every backup, and what is there is better than nothing: devices trust it."""
 _STAGED = ".restore"
 _SPOILT = ".restore.json.spoilt"
 _NOTE = ".restore.json"
@@ -301,7 +303,8 @@ def _note(home: Home, source: str, phase: str) -> None:
     while (home.root / old).exists():
         number += 1
         old = f"{stem}-{number}"
-    write_atomic(home.root / _NOTE, json.dumps({"from": source, "old": old, "phase": phase}))
+    items = [*_ITEMS, _TLS] if (home.root / source / _TLS).is_dir() else _ITEMS
+    write_atomic(home.root / _NOTE, json.dumps({"from": source, "old": old, "phase": phase, "items": items}))
 
 
 def _read_note(home: Home) -> dict[str, Any] | None:

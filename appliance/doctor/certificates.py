@@ -23,7 +23,20 @@ _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVAT
 
 def look(box: Box, tell: Tell) -> Iterator[Finding]:
     """Nothing to say for a box without."""
-    yield from judge(box.home.root / "tls", box.now)
+    yield from judge(box.home.tls, box.now)
+    if given := box.config.tls.certificate:
+        yield from supplied(Path(given), box.now)
+
+
+def supplied(path: Path, now: float) -> Iterator[Finding]:
+    """Look at a certificate of the owner's, and what it is signed by."""
+    from cryptography import x509
+
+    try:
+        for certificate in x509.load_pem_x509_certificates(path.read_bytes()):
+            yield _dates(path, certificate, now)
+    except (OSError, ValueError) as problem:
+        yield error(f"{path} is no certificate that can be read: {problem}.", RENEW)
 
 
 def judge(directory: Path, now: float) -> Iterator[Finding]:

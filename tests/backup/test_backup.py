@@ -157,6 +157,28 @@ def test_sessions_do_not_come_back(home: Home) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("in_it", [True, False], ids=["with", "without"])
+def test_devices_go_on_trusting_a_restored_box(home: Home, in_it: bool) -> None:
+    home.tls.mkdir(parents=True)
+    if in_it:
+        home.authority.write_text("the authority of before")
+    fill(home, "one")
+    store = Store.open(home)
+    backup = archive.create(home, store, "smollm2-135m-instruct", "h")
+    store.close()
+    home.authority.write_text("another authority")
+    home.certificate.write_text("its certificate")
+    restore.stage(home, backup.path, "owner")
+    assert restore.finish_restore(home)
+    assert home.authority.read_text() == ("the authority of before" if in_it else "another authority")
+    assert not in_it or home.authority.stat().st_mode & 0o777 == 0o600
+    assert home.certificate.exists() is not in_it, "one that the authority did not give is made anew"
+    (aside,) = restore.asides(home)
+    restore.stage_aside(home, aside.name)
+    assert restore.finish_restore(home)
+    assert home.authority.read_text() == "another authority"
+
+
 def test_given_up(home: Home, made: archive.Backup) -> None:
     restore.stage(home, made.path, "owner")
     restore.cancel(home)
