@@ -69,7 +69,7 @@ def test_the_proxy_is_pinned_and_its_address_is_the_one_to_trust() -> None:
     assert re.search(r":-[^:}]+:\d+\.\d+\.\d+", proxy["image"])
     address = proxy["networks"]["inside"]["ipv4_address"]
     for text in ((ROOT / "compose.yaml").read_text(), (ROOT / "docs/operate.md").read_text()):
-        assert f'trusted_proxies = ["{address}"]' in text
+        assert f'trusted_proxies = "{address}"' in text
     assert "reverse_proxy shammah:8080" in (ROOT / "deploy/Caddyfile").read_text()
 
 

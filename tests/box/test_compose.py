@@ -21,7 +21,7 @@ from daemons import free_port
 pytestmark = pytest.mark.box
 
 PROXY = "localhost/caddy:test"
-PROXY_ADDRESS = "172.30.58.2"
+PROXY_ADDRESS = "172.30.58.250"
 
 
 class Project:
