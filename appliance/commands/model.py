@@ -167,8 +167,8 @@ def recommend(as_json: bool) -> None:
 
     from appliance.commands.client import find_daemon
     from appliance.config import load_config
-    from appliance.doctor.hardware import read_hardware, resident
     from appliance.doctor.recommend import advise, yardstick
+    from appliance.hardware import read_hardware, resident
     from appliance.learning.figures import decode_speed
     from appliance.model.bundle import list_bundles
 

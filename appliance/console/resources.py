@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from appliance.hardware import read_hardware
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -45,14 +47,14 @@ def read_resources(path: Path) -> Resources:
 
 
 def _read(path: Path) -> Resources:
-    memory = psutil.virtual_memory()
+    hardware = read_hardware()
     disk = psutil.disk_usage(str(path))
     return Resources(
         cpu=psutil.cpu_percent(interval=None) / 100,
         cores=psutil.cpu_count() or 1,
         load=os.getloadavg()[0],
-        memory_used=memory.total - memory.available,
-        memory_total=memory.total,
+        memory_used=hardware.memory - hardware.available,
+        memory_total=hardware.memory,
         process_memory=psutil.Process().memory_info().rss,
         disk_used=disk.total - disk.free,
         disk_total=disk.total,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from appliance.doctor.box import Box, Tell
 from appliance.doctor.finding import Finding, error, ok, warning
-from appliance.doctor.hardware import read_hardware, resident
 from appliance.doctor.shapes import shape_of
 from appliance.doctor.sizing import MB, need
+from appliance.hardware import read_hardware, resident
 from appliance.learning.backend import decided
 from appliance.learning.guard import SPARE
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from appliance.config import Config
-from appliance.doctor.hardware import Hardware
 from appliance.doctor.shapes import KNOWN, Known, Shape, shape_of
 from appliance.doctor.sizing import Need, need
+from appliance.hardware import Hardware
 from appliance.learning.figures import read_figures
 from appliance.learning.guard import SPARE
 from appliance.model.bundle import Bundle

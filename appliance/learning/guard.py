@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from appliance.hardware import read_hardware
 from appliance.sections import ResourcesConfig
 
 CAUSES = ("quiet_hours", "memory", "disk", "temperature", "battery", "load")
@@ -40,7 +41,7 @@ class Readings:
 
     Attributes:
         load: one-minute load average per core.
-        memory_mb: available memory.
+        memory_mb: available memory, of the machine or of what this container may take.
         disk_mb: free on the home's file system.
         temperature: hottest sensor, in degrees Celsius.
         battery: charge in percent while running on battery.
@@ -61,7 +62,7 @@ def read_resources(home: Path) -> Readings:
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     return Readings(
         load=os.getloadavg()[0] / (os.cpu_count() or 1),
-        memory_mb=psutil.virtual_memory().available / MB,
+        memory_mb=read_hardware().available / MB,
         disk_mb=psutil.disk_usage(os.fspath(home)).free / MB,
         temperature=max(temperatures, default=None),
         battery=battery.percent if battery is not None and not battery.power_plugged else None,

@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from appliance.config import Config
 from appliance.errors import Conflict
 from appliance.events import EventBus
 from appliance.files import write_atomic
+from appliance.hardware import read_hardware
 from appliance.home import Home
 from appliance.learning.child import Child, ChildFailed, ChildStopped, Limits, kill_orphans
 from appliance.learning.figures import FIGURES
@@ -135,7 +134,7 @@ class Jobs:
         command = [sys.executable, "-m", "appliance.model.importer", "--home", os.fspath(self._home.root)]
         command += ["--out", os.fspath(self._result)]
         command += ["--name", name] if name else []
-        memory = int(psutil.virtual_memory().total / MB)
+        memory = int(read_hardware().memory / MB)
         return self._begin(Job("import", source, "waiting", time.time()), [*command, "--", source], memory)
 
     def measure(self, name: str) -> Job:

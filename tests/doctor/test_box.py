@@ -23,8 +23,8 @@ from appliance.doctor.box import Standing
 from appliance.doctor.certificates import judge
 from appliance.doctor.clock import network_time
 from appliance.doctor.examine import Report
-from appliance.doctor.hardware import cpu_quota, memory_limit, read_hardware
 from appliance.doctor.trainer import different, start
+from appliance.hardware import cpu_quota, memory_limit, read_hardware
 from appliance.home import Home
 from appliance.store.owner import set_password
 

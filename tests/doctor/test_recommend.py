@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from appliance.config import Config
-from appliance.doctor.hardware import Hardware
 from appliance.doctor.recommend import Yardstick, advise, expect, yardstick
 from appliance.doctor.shapes import KNOWN, shape_of
 from appliance.doctor.sizing import need
+from appliance.hardware import Hardware
 from appliance.learning.figures import Figures
 from appliance.model.bundle import Bundle
 from appliance.model.source import FAMILIES
