@@ -14,6 +14,7 @@ import pytest
 
 from appliance.cli import cli
 from appliance.home import Home
+from appliance.process import only_daemon
 
 if TYPE_CHECKING:
     from conftest import Shammah
@@ -147,7 +148,8 @@ def test_a_daemon_that_hangs_up_is_named(shammah: Shammah, home: Home) -> None:
     home.ensure()
     record = {"pid": os.getpid(), "host": "127.0.0.1", "port": 9, "token": "t", "started": time.time()}
     home.daemon.write_text(json.dumps(record))
-    done = shammah("status")
+    with only_daemon(home):
+        done = shammah("status")
     assert done.returncode == 1
     assert f"process {os.getpid()}" in done.stderr
 

@@ -112,7 +112,8 @@ def test_what_the_reader_of_toml_trips_over_is_a_problem_like_any_other(text: st
 def test_only_one_room_of_the_daemon_reads_the_file_again() -> None:
     """All others go by the `Config` that they were given, which the room `settings` keeps up to date.
 
-    The room `backup` reads the file of a backup, to see which model that needs.
+    The room `backup` reads the file of a backup, to see which model that needs; the doctor works beside the
+    daemon.
     """
     package = Path(appliance.__file__).parent
     readers = {
@@ -120,7 +121,7 @@ def test_only_one_room_of_the_daemon_reads_the_file_again() -> None:
         for source in package.rglob("*.py")
         if re.search(r"\b(load_config|parse_config)\b", source.read_text(encoding="utf-8"))
     }
-    assert readers == {"backup", "commands", "config.py", "settings"}
+    assert readers == {"backup", "commands", "config.py", "doctor", "settings"}
 
 
 def test_broken_toml_names_the_line() -> None:
