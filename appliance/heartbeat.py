@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 from sanic import Sanic
@@ -45,6 +46,11 @@ def attach(app: Sanic[Any, Any], host: str, port: int) -> None:
 
 
 async def _beat(app: Sanic[Any, Any], host: str, port: int) -> None:
+    with suppress(asyncio.CancelledError):  # that is how it ends; Sanic would warn of it
+        await _beats(app, host, port)
+
+
+async def _beats(app: Sanic[Any, Any], host: str, port: int) -> None:
     beats = 0
     app.ctx.metrics.offer("shammah_watchdog_beats_total", "Signs of life given to systemd.", lambda: beats)
     granted = notify.watchdog_seconds()
