@@ -45,6 +45,20 @@ def test_status(daemon: Daemon, beside: Beside) -> None:
     assert facts["training"]["enabled"] is False
 
 
+@pytest.mark.parametrize("days", [-9, 9])
+def test_it_is_found_whatever_the_clock_said_when_it_started(
+    daemon: Daemon, beside: Beside, days: int
+) -> None:
+    file = daemon.home.daemon
+    text = file.read_text()
+    known = json.loads(text)
+    try:
+        file.write_text(json.dumps({**known, "started": known["started"] + days * 86400}))
+        assert json.loads(beside("status", "--json").stdout)["running"] is True
+    finally:
+        file.write_text(text)
+
+
 def test_the_token_file_is_private(daemon: Daemon) -> None:
     assert daemon.home.daemon.stat().st_mode & 0o077 == 0
 
