@@ -100,9 +100,9 @@ def test_nothing_is_left_over(box: Trial) -> None:
 
 
 @pytest.mark.faults
-def test_a_run_is_cut_off_everywhere(trial: MakeTrial, tally: Tally) -> None:
+def test_a_run_is_cut_off_everywhere(trial: MakeTrial, small: Bundle, tally: Tally) -> None:
     """One batch, killed at each step on its way to service; then forgotten, killed at each step of that."""
-    box = trial()
+    box = trial(model=small)
     for _ in range(4):
         assert box.teach().status_code == 200
     began = time.monotonic()
