@@ -17,6 +17,7 @@ from pathlib import Path
 from appliance.backup import archive, restore
 from appliance.console import upload
 from appliance.home import Home
+from appliance.store import keep
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def _remove_own(home: Home) -> None:
     with suppress(OSError):
         archive.clear_leftovers(home)
         restore.clear_leftovers(home)
+        keep.clear_leftovers(home.backups)
         for near in (home.adapters, home.backups, home.runs):
             for path in near.glob(f"{upload.PREFIX}*"):
                 shutil.rmtree(path, ignore_errors=True)

@@ -36,6 +36,8 @@ first_run = logging.getLogger("appliance.first_run")
 
 BACKLOG = 512
 AUTO_HTTPS_PORT = 8443
+GLANCE_SECONDS = 1.0
+"""So long a start waits for the home's lock: a command that looks for the daemon holds it for a moment."""
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where an address that means all of them is reached from this machine."""
 
@@ -63,11 +65,16 @@ def configure_logging(home: Home, server: ServerConfig) -> None:
 @contextmanager
 def only_daemon(home: Home) -> Iterator[None]:
     """Hold the home's lock; the kernel lets go of it however this process ends."""
+    patience = time.monotonic() + GLANCE_SECONDS
     with (home.root / "daemon.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(f"A daemon is already running on {home.root}.") from error
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= patience:
+                    raise Conflict(f"A daemon is already running on {home.root}.") from error
+            time.sleep(0.05)
         yield
 
 

@@ -33,6 +33,12 @@ def copies(backups: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name.rpartition("_")[2], reverse=True)
 
 
+def clear_leftovers(backups: Path) -> None:
+    """Remove what a copy that was cut off left behind. The database has its last schema: nobody needs it."""
+    for path in backups.glob(f"{_WORK}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def keep_copy(backups: Path, store: Path, before: int, after: int) -> Path | None:
     """Copy the database into `backups/`, read the copy again, and let the oldest ones go.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from daemons import Daemon, StartDaemon
+
+from appliance.home import Home
+from appliance.process import only_daemon
 
 Beside = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -45,6 +50,20 @@ def test_status(daemon: Daemon, beside: Beside) -> None:
     assert facts["training"]["enabled"] is False
 
 
+@pytest.mark.parametrize("days", [-9, 9])
+def test_it_is_found_whatever_the_clock_said_when_it_started(
+    daemon: Daemon, beside: Beside, days: int
+) -> None:
+    file = daemon.home.daemon
+    text = file.read_text()
+    known = json.loads(text)
+    try:
+        file.write_text(json.dumps({**known, "started": known["started"] + days * 86400}))
+        assert json.loads(beside("status", "--json").stdout)["running"] is True
+    finally:
+        file.write_text(text)
+
+
 def test_the_token_file_is_private(daemon: Daemon) -> None:
     assert daemon.home.daemon.stat().st_mode & 0o077 == 0
 
@@ -55,6 +74,17 @@ def test_a_second_daemon_on_the_home_is_refused(daemon: Daemon, beside: Beside) 
     assert "already running" in done.stderr
     assert "Traceback" not in done.stderr
     assert daemon.get("/health").status_code == 200
+
+
+def test_a_command_that_looks_for_the_daemon_does_not_keep_it_from_starting(home: Home) -> None:
+    home.ensure()
+    with (home.root / "daemon.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        over = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
+        over.start()
+        with only_daemon(home):
+            pass
+        over.join()
 
 
 def test_a_port_in_use(start_daemon: StartDaemon, daemon: Daemon) -> None:

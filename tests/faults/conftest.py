@@ -7,25 +7,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import make_checkpoint
 from daemons import Daemon, install_bundle
-from faults.trial import CONFIG, Trial
+from faults.trial import CONFIG, Trial, serving
 
 from appliance.home import Home
 from appliance.model.bundle import Bundle
+from appliance.model.importer import import_model
 
 MakeTrial = Callable[..., Trial]
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A random model that is trained and judged in seconds, for faults that need many runs."""
+    place = tmp_path_factory.mktemp("small")
+    made = make_checkpoint(place / "small", max_position_embeddings=2048)
+    return import_model(str(made), Home(place / "home").ensure())
+
+
 @pytest.fixture
 def trial(bundle: Bundle, tmp_path: Path) -> Iterator[MakeTrial]:
-    """`trial(config, home=…, start=…)` -> a daemon with failpoints, ended with the test."""
+    """`trial(config, home=…, start=…, model=…)` -> a daemon with failpoints, ended with the test."""
     made: list[Trial] = []
 
-    def make(config: str = CONFIG, home: Home | None = None, start: bool = True) -> Trial:
+    def make(
+        config: str = CONFIG, home: Home | None = None, start: bool = True, model: Bundle = bundle
+    ) -> Trial:
         home = home or Home(tmp_path / f"home{len(made)}").ensure()
-        install_bundle(home, bundle)
-        home.config.write_text(config)
-        one = Trial(Daemon(home), bundle)
+        install_bundle(home, model)
+        home.config.write_text(serving(model, config))
+        one = Trial(Daemon(home), model)
         made.append(one)
         if start:
             one.daemon.start()

@@ -53,6 +53,7 @@ POINTS = {
     "restore.placed": "at the start: one of the new things is in place",
     "restore.finished": "at the start: all are, the note is still there",
     # A release with a newer schema.
+    "migrate.copied": "the database is copied under a temporary name, nothing is changed",
     "migrate.begun": "in the transaction: nothing is changed",
     "migrate.applied": "in the transaction: a step is made, not committed",
     "migrate.committed": "a step is committed, others may follow",
@@ -68,6 +69,10 @@ POINTS = {
     "forget.cleaned": "it is out of the files of one run",
     "forget.removed": "one of the adapters that learned it is removed",
     "forget.scrubbed": "it is nowhere, the note that says what is due is still there",
+    # What must go on turning. It is made to hang: see tests/api/test_health.py and tests/test_notify.py.
+    "engine.queue": "a request is about to wait for a slot",
+    "engine.step": "a step of the batch begins",
+    "loop.turn": "the event loop is about to beat, or to answer",
 }
 
 IN_CHILD = frozenset(
@@ -77,3 +82,5 @@ IN_CHILD = frozenset(
     }
 )  # fmt: skip
 """In a child program: the daemon outlives a kill there."""
+HANGS = frozenset({"engine.queue", "engine.step", "loop.turn"})
+"""Passed many times a second, with nothing written: there a hang is the fault, not a kill."""

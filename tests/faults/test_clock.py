@@ -20,7 +20,7 @@ import httpx
 import pytest
 from daemons import Daemon, install_bundle
 from faults.acts import BACK_UP
-from faults.trial import CONFIG, OWN, Trial, backup_names, opened, until
+from faults.trial import OWN, Trial, backup_names, opened, serving, until
 
 from appliance.backup import archive
 from appliance.files import write_atomic
@@ -90,11 +90,11 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture
-def box(bundle: Bundle, tmp_path: Path, clock: Clock) -> Iterator[Trial]:
+def box(small: Bundle, tmp_path: Path, clock: Clock) -> Iterator[Trial]:
     home = Home(tmp_path / "home").ensure()
-    install_bundle(home, bundle)
-    home.config.write_text(CONFIG.replace("[lora]", "[lora]\nbatch_timeout_minutes = 600"))
-    box = Trial(Daemon(home), bundle)
+    install_bundle(home, small)
+    home.config.write_text(serving(small).replace("[lora]", "[lora]\nbatch_timeout_minutes = 600"))
+    box = Trial(Daemon(home), small)
     box.daemon.environment |= clock.environment
     box.daemon.start()
     yield box

@@ -331,6 +331,28 @@ async def test_a_restart_resumes_the_probation(home: Home, bundle: Bundle) -> No
         assert on_probation(box) is None
 
 
+async def test_one_from_the_future_begins_anew(box: Box) -> None:
+    """As when the clock is set back: it would go on for that much longer."""
+    await promoted(box, "first")
+    begun = load_probation(box.store.settings)
+    assert begun is not None
+    ahead = 9 * DAY * 60
+    times = {"since": begun.since + ahead, "until": begun.until + ahead, "probe_at": begun.probe_at + ahead}
+    save_probation(box.store.settings, replace(begun, **times))
+
+    def back() -> Probation | None:
+        found = load_probation(box.store.settings)
+        assert found is not None
+        return found if found.since <= time.time() else None
+
+    anew: Probation = await box.until(back, 30)
+    assert anew.since >= begun.since
+    assert anew.until - anew.since == pytest.approx(DAY * 60)
+    assert anew.probe_at - anew.since == pytest.approx(begun.probe_at - begun.since)
+    rate_down(box, "first", 8)
+    await box.until(lambda: box.named("adapter.withdrawn"), 30)
+
+
 @pytest.mark.parametrize("cut", ["before the switch", "after the link"])
 async def test_a_rollback_cut_off_is_finished(home: Home, bundle: Bundle, cut: str) -> None:
     """The power goes when the verdict is stored, or when the link is back and the rest is not stored."""

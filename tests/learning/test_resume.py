@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from appliance.failpoints import VARIABLE
 from appliance.home import Home
-from appliance.learning.resumption import may_go_on
+from appliance.learning.resumption import JUDGED_AGAIN, may_go_on
 from appliance.learning.train import checkpoint
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.model.bundle import Bundle
@@ -224,6 +225,39 @@ async def test_a_run_that_dies_at_the_same_place_ends(home: Home, bundle: Bundle
         assert "killed by SIGKILL" in (run.reason or "")
         assert (run.metrics or {})["resumed"] == [3, 3]
         assert ids(box.store, "pending") == given
+        assert leftovers(box, run.id) == []
+
+
+@pytest.mark.parametrize("kills", [1, JUDGED_AGAIN + 1])
+async def test_a_gate_that_is_killed_begins_again(
+    home: Home, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """So often and no more; the training before it is not done again."""
+    # This process has been asked for its own failpoints long ago; only its children read these.
+    spec = tmp_path / "spec"
+    spec.write_text("gate.begun=kill")
+    monkeypatch.setenv(VARIABLE, str(spec))
+    async with running(home, bundle, OFF, writes(tmp_path, bundle, 1e-4)) as box:
+        given = fill(box.store)
+        run = await box.start_run()
+
+        def judged_again() -> int:
+            return int((box.store.runs.get(run.id).metrics or {}).get("judged_again", 0))
+
+        if kills <= JUDGED_AGAIN:
+            await box.until(lambda: judged_again() >= kills, 120)
+            spec.write_text("")
+        ended = await first(box)
+        assert ended.id == run.id
+        assert "resumed" not in (ended.metrics or {})
+        if kills <= JUDGED_AGAIN:
+            assert ended.state == "promoted"
+            assert ids(box.store, "used") == given
+        else:
+            assert ended.state == "failed"
+            assert judged_again() == JUDGED_AGAIN
+            assert "SIGKILL" in (ended.reason or "")
+            assert ids(box.store, "pending") == given
         assert leftovers(box, run.id) == []
 
 
