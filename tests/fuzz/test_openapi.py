@@ -68,8 +68,13 @@ def explore(daemon: Daemon, place: Path, *options: str, headers: dict[str, str] 
     done = subprocess.run(
         command, cwd=place, env={**os.environ, **hooks}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
+    told = done.stdout[-20_000:] + done.stderr[-2000:]
     found: dict[str, Any] = json.loads(report.read_text())
+    # Texts over the 100,000 characters of feedback: now and then it asks its library for more than that can.
+    # The case is never sent; the bound has tests of its own.
+    unmade = [error for error in found["errors"] if error["title"] == "Failed Health Check"]
+    assert found["complete"] and found["failures"] == [] and found["errors"] == unmade, told
+    assert done.returncode == 0 or (unmade and "Minimum possible example is too large" in told), told
     assert found["operations"]["tested"] == found["operations"]["total"] > 15
     assert found["test_cases"]["errored"] == found["test_cases"]["with_failures"] == 0
     return int(found["test_cases"]["generated"])
