@@ -28,17 +28,19 @@ def probe(home: Home, seconds: float = SECONDS) -> tuple[bool, str]:
     try:
         record = json.loads(home.daemon.read_text(encoding="utf-8"))
         host, port = str(record["host"]), int(record["port"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False, "No daemon has come up here."
-    connection = http.client.HTTPConnection(_ANY.get(host, host), port, timeout=seconds)
+    connection = None
     try:
+        connection = http.client.HTTPConnection(_ANY.get(host, host), port, timeout=seconds)
         connection.request("GET", "/health")
         response = connection.getresponse()
         return response.status == 200, response.read(2000).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
         return False, f"No answer within {seconds:g} seconds ({type(error).__name__}: {error})."
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ ENDPOINTS = (
     Endpoint("post", "/v1/storage/tidy", "Remove what may go (owner)", errors=(403, 409)),
     Endpoint("get", "/health", "Is the serving loop alive", errors=(503,), keyed=False),
     Endpoint("get", "/ready", "Would a request be answered", errors=(503,), keyed=False),
-    Endpoint("get", "/metrics", "Prometheus exposition", answer="text/plain", keyed=False),
+    Endpoint("get", "/metrics", "Prometheus exposition", answer="text/plain", errors=(401,), keyed=False),
     Endpoint("get", "/openapi.json", "This document", keyed=False),
 )
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from appliance.backup import archive
 from appliance.backup.restore import no_daemon, pending, put_in_place, restored_at, sync_tree
 from appliance.errors import InvalidRequest, ShammahError, StorageFull, Unavailable
@@ -38,6 +40,8 @@ SUSPECT = ".suspect"
 QUICK_BYTES = 64_000_000
 """A database up to this size is read through at every start: that takes a tenth of a second."""
 _WORK = ".mending"
+_LATEST = 1e11
+"""Unix time; later ones have no date."""
 _FILES = ("store.db-wal", "store.db-shm", "store.db")
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -115,10 +119,10 @@ def mend(home: Home) -> Mended | None:
 def read_news(home: Home) -> Mended | None:
     """What was mended and the owner has not been told of yet."""
     try:
-        data = json.loads((home.root / NEWS).read_text(encoding="utf-8"))
-        return Mended(**{**data, "broken": tuple(data["broken"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        news = TypeAdapter(Mended).validate_json((home.root / NEWS).read_bytes())
+    except (OSError, ValueError):
         return None
+    return news if all(0 < when < _LATEST for when in (news.at, news.made or 1.0)) else None
 
 
 def dismiss_news(home: Home) -> None:

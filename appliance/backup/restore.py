@@ -53,6 +53,8 @@ _ASIDE = "before-restore_"
 _GOING = ".gone-"
 _RESTORED = ".restored"
 _ASIDE_NAME = re.compile(rf"{_ASIDE}\d{{8}}T\d{{6}}Z(-\d+)?", re.ASCII)
+_MOVED_NAME = re.compile(r"(before-restore|damaged)_\d{8}T\d{6}Z(-\d+)?", re.ASCII)
+"""What is moved aside, here or by `mend.py`, is called so."""
 logger = logging.getLogger(__name__)
 _preparing = threading.Lock()
 
@@ -191,10 +193,37 @@ def finish_restore(home: Home) -> bool:
             # Written in one step, so a disk or a person has spoilt it. What is there is served; what was
             # to come stays beside it.
             logger.error("%s cannot be read, so nothing is restored; it is kept as %s.", _NOTE, _SPOILT)
+            _put_back(home)
             (home.root / _NOTE).rename(home.root / _SPOILT)
             return False
         (home.root / _RESTORED).touch(mode=0o600)
     return True
+
+
+def _put_back(home: Home) -> None:
+    """Without the note: what was moved aside comes back if nothing has taken its place yet.
+
+    May be cut off and begun again, as long as the note is there.
+    """
+    aside = max(
+        (path for path in home.root.glob("*_*") if _MOVED_NAME.fullmatch(path.name) and path.is_dir()),
+        key=lambda path: (path.name.partition("_")[2], path.name),
+        default=None,
+    )
+    if aside is None:
+        return
+    # The database's log goes first and comes back last: without it, the newest of it is lost.
+    began = _there(home.store) and not _there(aside / "store.db") and _there(aside / "store.db-wal")
+    ended = not _there(home.store) and _there(aside / "store.db")
+    if not (began or ended):
+        return
+    for item in reversed(_ITEMS):
+        if _there(aside / item) and not _there(home.root / item):
+            (aside / item).rename(home.root / item)
+    fsync_dir(home.root)
+    with suppress(OSError):  # something else lies in it
+        aside.rmdir()
+    logger.error("What was moved to %s is back in its place.", aside.name)
 
 
 def restored_at(home: Home) -> float:

@@ -85,7 +85,7 @@ def find_daemon(home: Home) -> Daemon | None:
         return None
     except PermissionError as error:
         raise Unavailable(f"{home.daemon} belongs to another user: run this as the daemon's user.") from error
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     if not _alive(home, pid):
         return None
@@ -118,6 +118,6 @@ def _alive(home: Home, pid: int) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (psutil.Error, OSError):
+    except (psutil.Error, OSError, ValueError, OverflowError):  # what was written down is no process's number
         return False
     return False

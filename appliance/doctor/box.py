@@ -62,7 +62,7 @@ def written_down(home: Home) -> Standing | None:
             started=float(data["started"]),
             booted=None if booted is None else float(booted),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

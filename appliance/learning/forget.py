@@ -251,17 +251,19 @@ def _clean_run(directory: Path, examples: Collection[str]) -> None:
     """Take the text of these examples out of the files of a run that has ended."""
     snapshot, report = directory / "examples.jsonl", directory / "report.json"
     if snapshot.is_file():
-        lines = list(snapshot_lines(snapshot))
-        kept = [line for line, example, _ in lines if example not in examples]
-        if len(kept) < len(lines):
-            write_atomic(snapshot, "".join(f"{line}\n" for line in kept))
+        kept = [line for line, example, _ in snapshot_lines(snapshot) if example not in examples]
+        left = "".join(f"{line}\n" for line in kept).encode()
+        if left != snapshot.read_bytes():  # what cannot be read goes, too: it may be just that
+            write_atomic(snapshot, left)
     if report.is_file():
         try:
-            found = json.loads(report.read_text(encoding="utf-8"))
-        except ValueError:
-            report.unlink()  # cut off by a crash: nobody can read it
+            found = _without_answers(json.loads(report.read_text(encoding="utf-8")))
+            text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+            text.encode()
+        except (ValueError, TypeError, RecursionError):
+            report.unlink()  # cut off by a crash, or spoilt: nobody can read it
         else:
-            write_atomic(report, json.dumps(_without_answers(found), indent=1, ensure_ascii=False) + "\n")
+            write_atomic(report, text)
     # Anything else may hold it: the log what a library said of its input when it failed, a candidate that a
     # cancelled run left what was learned, temporary files of a crash all of it.
     for path in list(directory.iterdir()) if directory.is_dir() else []:

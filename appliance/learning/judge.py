@@ -86,6 +86,6 @@ class Judge:
             report = json.loads(out.read_text(encoding="utf-8"))
             if not isinstance(report["passed"], bool):
                 raise ValueError("no verdict")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ChildFailed(f"The gate ended without a report ({error}).") from error
         return dict(report)

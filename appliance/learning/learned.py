@@ -77,8 +77,14 @@ def adapters_of(store: Store, runs: Collection[str]) -> list[AdapterRow]:
 
 
 def snapshot_lines(snapshot: Path) -> Iterator[tuple[str, str | None, Split]]:
-    """Each line of a run's frozen input, with the example's id and what it was there for."""
-    for line in snapshot.read_text(encoding="utf-8").split("\n"):
-        if line:
+    """Each line of a run's frozen input, with the example's id and what it was there for.
+
+    Nobody but us writes it, yet a disk may spoil it: what cannot be read is left out.
+    """
+    for line in snapshot.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
             entry = json.loads(line)
-            yield line, entry.get("id"), entry.get("split", "train")
+            example, split = entry.get("id"), entry.get("split", "train")
+        except (ValueError, AttributeError, RecursionError):
+            continue
+        yield line, example if isinstance(example, str) else None, split

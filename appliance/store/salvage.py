@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from appliance.errors import ShammahError
 from appliance.store.db import Database
 from appliance.store.example import Kind, NewExample
 from appliance.store.examples import Examples
+from appliance.store.mirror import FIELDS
+from appliance.store.transfer import Line
 
 logger = logging.getLogger(__name__)
 
@@ -232,49 +235,58 @@ def _ask_the_queue(
     lines = _queue_lines(queue)
     if lines is None:
         return
+    now = time.time()
     known = {row[0] for row in tx.execute("SELECT id FROM examples UNION SELECT example_id FROM forgotten")}
     examples = Examples(database)
     for line in lines:
-        if line["id"] not in known:
+        if line.id not in known:
             try:
-                examples.add(_example(line), id=line["id"], created=line["created"])
-            except (ShammahError, TypeError, sqlite3.IntegrityError) as error:
+                examples.add(_example(line), id=line.id, created=min(line.created or now, now))
+            except (ShammahError, sqlite3.IntegrityError) as error:
                 logger.warning("A line of %s cannot be used: %s", queue.name, error)
                 continue
             found.queued += 1
-    for ident in unsure - {line["id"] for line in lines}:
+    for ident in unsure - {line.id for line in lines}:
         found.doubtful += tx.execute(
             "UPDATE examples SET state = 'excluded', run_id = NULL, note = ? WHERE id = ?", (DOUBTFUL, ident)
         ).rowcount
 
 
-def _queue_lines(queue: Path) -> list[dict[str, Any]] | None:
-    """The mirror's lines, without what a crash tore; None when there is no mirror."""
+def _queue_lines(queue: Path) -> list[Line] | None:
+    """The mirror's lines, without what a crash tore or the disk spoilt; None when there is no mirror."""
     try:
-        text = queue.read_text(encoding="utf-8", errors="replace")
+        data = queue.read_bytes()
     except OSError:
         return None
     found = []
-    for line in text.splitlines():
+    for text in data.split(b"\n"):  # of the text, `splitlines` would tear lines apart within an answer
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and {"id", "created", "query", "response", "weight"} <= entry.keys():
-            found.append(entry)
+            entry = json.loads(text)
+            given = {name: entry[name] for name in FIELDS if entry.get(name) is not None}
+            found.append(Line.model_validate({"kind": _kind(entry), **given}))
+        except (ValueError, AttributeError, RecursionError):
+            if text.strip():
+                logger.warning("A line of %s cannot be read", queue.name)
     return found
 
 
-def _example(line: dict[str, Any]) -> NewExample:
-    """What a line of the mirror means. A draft for a critique is not in it: the model makes another."""
-    given = {
-        name: line.get(name)
-        for name in ("query", "response", "feedback", "messages", "correction", "rating", "device")
-    }
-    common = {**given, "weight": line["weight"], "source": line.get("source") or "api"}
-    if line.get("correction") is not None:
-        return NewExample(kind="correction", target=line["correction"], **common)
-    if line.get("rating") == "down" or line.get("feedback"):
-        return NewExample(kind="critique", target=None, state="review", **common)
-    kind: Kind = "praise" if line.get("rating") == "up" else "automatic"
-    return NewExample(kind=kind, target=line["response"], **common)
+def _kind(entry: dict[str, Any]) -> Kind:
+    """What a line of the mirror means."""
+    if entry.get("correction") is not None:
+        return "correction"
+    if entry.get("rating") == "down" or entry.get("feedback"):
+        return "critique"
+    return "praise" if entry.get("rating") == "up" else "automatic"
+
+
+def _example(line: Line) -> NewExample:
+    """What is stored of it. A draft for a critique is not in the mirror: the model makes another."""
+    taught = line.kind == "critique"
+    given = {name: getattr(line, name) for name in FIELDS if name not in ("id", "created", "messages")}
+    return NewExample(
+        kind=line.kind,
+        target=None if taught else line.correction or line.response,
+        state="review" if taught else "pending",
+        messages=[message.model_dump() for message in line.messages],
+        **given,
+    )

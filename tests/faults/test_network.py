@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import httpx
 import psutil
@@ -33,9 +34,9 @@ def head(path: str, size: int, more: str = "", method: str = "POST") -> bytes:
     return f"{lines}{more}Content-Length: {size}\r\n\r\n".encode()
 
 
-def streamed(tokens: int) -> bytes:
+def streamed(tokens: int, **more: Any) -> bytes:
     body = {"model": "shammah", "messages": ASK, "stream": True, "max_tokens": tokens, "temperature": 1.5}
-    body |= {"logprobs": True, "top_logprobs": 20}
+    body |= {"logprobs": True, "top_logprobs": 20, **more}
     text = json.dumps(body).encode()
     return head("/v1/chat/completions", len(text)) + text
 
@@ -188,18 +189,46 @@ def test_slow_senders_are_cut_off(start_daemon: StartDaemon) -> None:
     print("\nslow senders: tried 100, survived 100")
 
 
+def silent(daemon: Daemon, readers: int, tokens: int) -> list[socket.socket]:
+    """Clients that ask for a stream and read nothing of it, while little fits on the way to them."""
+    links = []
+    for n in range(readers):
+        link = socket.socket()
+        link.settimeout(60)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # or the sender's buffer takes megabytes
+        link.bind((f"127.0.0.{2 + n}", 0))
+        link.connect(("127.0.0.1", daemon.port))
+        link.sendall(streamed(tokens, logit_bias={"0": -100, "2": -100}))  # no end before the last token
+        links.append(link)
+    return links
+
+
+def test_who_does_not_read_holds_no_slot(start_daemon: StartDaemon) -> None:
+    """As many as there are slots: their answers are computed and wait for them, and others are served."""
+    daemon = start_daemon("[lora]\nenabled = false\n[model]\nslots = 2\n")
+    with honest(daemon):
+        links = silent(daemon, 2, 100)
+        assert [link.recv(4) for link in links] == [b"HTTP"] * 2  # they have their slots
+        until(lambda: "shammah_active_requests 0.0" in daemon.get("/metrics").text, "slots are held")
+        assert daemon.ask("Name three colours.", max_tokens=4)
+        assert "client=127.0.0.2" not in daemon.log and "client=127.0.0.3" not in daemon.log  # not over yet
+        for link in links:
+            whole = b""
+            while not whole.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+                more = link.recv(65536)
+                assert more, whole[-200:]
+                whole += more
+            assert len(whole) > 150_000  # more than fits on the way
+        until(lambda: "client=127.0.0.2" in daemon.log and "client=127.0.0.3" in daemon.log, "not over")
+        close(links)
+
+
 @pytest.mark.faults
 def test_who_does_not_read_is_cut_off(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(CONFIG)
     with honest(daemon):
-        links = []
-        for n in range(3):  # and one slot is free
-            link = socket.socket()
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            link.bind((f"127.0.0.{2 + n}", 0))
-            link.connect(("127.0.0.1", daemon.port))
-            link.sendall(streamed(1500))
-            links.append(link)
+        links = silent(daemon, 8, 100)  # twice as many as there are slots
         for _ in range(3):
             assert daemon.ask("Name three colours.", max_tokens=4)
         process = psutil.Process(daemon.pid)
@@ -208,8 +237,9 @@ def test_who_does_not_read_is_cut_off(start_daemon: StartDaemon) -> None:
             "those who do not read stay",
             400,
         )
+        assert daemon.log.count("does not read its answer: cut off") == 8
         close(links)
-    print("\nslow readers: tried 3, survived 3")
+    print("\nslow readers: tried 8, survived 8")
 
 
 @pytest.mark.faults
