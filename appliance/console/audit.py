@@ -16,7 +16,7 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapters": ("Adapters", ("adapter", "download")),
     "learning": ("Learning", ("train", "cancel", "retry", "review", "feedback")),
     "examples": ("Examples", ("examples", "conversation")),
-    "settings": ("Settings and backups", ("settings", "backup", "restart")),
+    "settings": ("Settings and data", ("settings", "backup", "store", "storage", "restart")),
     "models": ("Models", ("model",)),
 }
 """What the list can be narrowed to: title, and how the names of such acts begin, after a `console.`."""
