@@ -242,9 +242,10 @@ def _ask_the_queue(
         if line.id not in known:
             try:
                 examples.add(_example(line), id=line.id, created=min(line.created or now, now))
-            except (ShammahError, sqlite3.IntegrityError) as error:
+            except ShammahError as error:  # before the transaction knows of it
                 logger.warning("A line of %s cannot be used: %s", queue.name, error)
                 continue
+            known.add(line.id)
             found.queued += 1
     for ident in unsure - {line.id for line in lines}:
         found.doubtful += tx.execute(

@@ -37,6 +37,8 @@ def valid_data_is_served(context: Any, response: Any, case: Any) -> None:
     field = (error["param"] or "").partition("[")[0].partition(".")[0]
     if field in TELLING or error["code"] == "context_length_exceeded":
         return
+    if "became too complex to follow" in error["message"]:
+        return  # of tools or an answer's format, when it is already being answered
     if case.operation.label == "POST /v1/feedback" and field in ("query", "response", "correction"):
         return  # what was said and what should have been do not go together
     raise AssertionError(f"valid data was refused: {error}")
