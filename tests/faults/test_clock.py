@@ -238,7 +238,7 @@ def test_a_clock_that_stands_still(box: Trial, clock: Clock, tally: Tally) -> No
     assert found == [found[0], f"{found[0]}-2", f"{found[0]}-3"]
     names = backup_names(box.daemon.get("/backup").text)
     assert len(names) == 3
-    assert len({name[:24] for name in names}) == 1
+    assert len({name[:23] for name in names}) == 1
     assert box.runs()[0].state == "cancelled"
     box.check("a clock that stood still")
     tally("clock", 0, 1)
