@@ -28,6 +28,8 @@ TITLES = {
     "server": "Network and log",
     "tls": "HTTPS",
     "mdns": "Name on the network",
+    "backup": "Automatic backups",
+    "storage": "What stays on the disk",
 }
 """What the sections are called to a person, those first that people look for."""
 
@@ -42,6 +44,8 @@ LEADS = {
     "server": "Where the box listens, which proxies it believes, and how much it logs.",
     "tls": "Encrypted connections: where, with which certificate, and whether plain ones go on.",
     "mdns": "How devices find the box without being told its address.",
+    "backup": "How often the box backs itself up, how many it keeps, and where else to.",
+    "storage": "How long old runs, adapters and records stay, and how much disk all of it may take.",
 }
 """What the sections are about."""
 
@@ -59,6 +63,18 @@ _LABELS = {
     "server.log_format": "Log format",
     "server.metrics": "Who may read metrics",
     "server.stalled_seconds": "Hung after",
+    "server.max_connections": "Connections at once",
+    "backup.keep": "Backups kept",
+    "backup.keep_weeks": "Weeks before of one each",
+    "backup.copy_to": "A copy of each to",
+    "storage.budget_mb": "Disk budget",
+    "storage.min_free_mb": "Disk kept free",
+    "storage.keep_runs": "Runs kept whole",
+    "storage.keep_adapters": "Adapters kept",
+    "storage.rejected_days": "Rejected adapters stay",
+    "storage.restored_days": "What a restore replaced stays",
+    "storage.answers_days": "Answers given stay",
+    "storage.audit_days": "Audit trail stays",
     "model.name": "Model",
     "model.queue": "Waiting requests",
     "model.prefix_cache_mb": "Memory for prompts",
@@ -117,6 +133,7 @@ _UNITS = {
     "minutes": "minutes",
     "seconds": "seconds",
     "hours": "hours",
+    "days": "days",
     "c": "°C",
     "percent": "%",
     "tokens": "tokens",
