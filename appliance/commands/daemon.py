@@ -47,11 +47,12 @@ def daemon(bind: str | None, insecure: bool) -> None:
     running answers are finished, nothing is lost.
     """
     from appliance import notify
+
+    notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     from appliance.backup.restore import finish_restore
     from appliance.config import load_config
 
     home = Home.default()
-    notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     settings = load_config(home.config)

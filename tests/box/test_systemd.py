@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 CHECKOUT = Path(sys.prefix).parent
 """Where the environment's Python looks for the package: its own checkout."""
 IMAGE = "localhost/shammah-systemd"
-WATCHDOG_SECONDS = 8
+WATCHDOG_SECONDS = 20
 DOCKERFILE = f"""
 ARG BASE_IMAGE={BASE}
 FROM ${{BASE_IMAGE}}
@@ -42,7 +42,7 @@ DROP_IN = f"""[Service]
 Environment=SHAMMAH_FAILPOINTS=/run/failpoints
 WatchdogSec={WATCHDOG_SECONDS}
 # Far less than the first start takes: it has to ask for more.
-TimeoutStartSec=20
+TimeoutStartSec=45
 """
 CONFIG = "[train]\nepochs = 1\nlayers = 0.2\n"
 """Where a run computes is looked at here, not what it learns."""
