@@ -47,13 +47,14 @@ def daemon(bind: str | None, insecure: bool) -> None:
     running answers are finished, nothing is lost.
     """
     from appliance import notify
+
+    notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     from appliance.backup.mend import mend
     from appliance.backup.restore import finish_restore
     from appliance.config import load_to_serve
 
     home = Home.default()
     home.check_writable()
-    notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     if mended := mend(home):
