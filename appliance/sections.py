@@ -170,7 +170,7 @@ class MdnsConfig(Section):
     )
     name: AtUse[str] = Field(
         "",
-        pattern=r"^([a-z0-9]([a-z0-9-]{0,57}[a-z0-9])?)?$",
+        pattern=r"^([a-z0-9]([a-z0-9\-]{0,57}[a-z0-9])?)?$",
         examples=["shammah"],
         description="The box is `NAME.local`. Empty: the name of the box as far as that can be; one that is "
         "taken gets a number.",
