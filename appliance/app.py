@@ -48,8 +48,8 @@ from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.leftovers import sweep
 from appliance.logs import watch_tasks
-from appliance.metrics import parts as optional
 from appliance.metrics.exposition import Metrics
+from appliance.metrics.parts import offer as offer_parts
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.network import secure
@@ -182,7 +182,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.limits = Limits()
     app.ctx.running = Running(parts.store)
     app.ctx.network = Network(parts.home, parts.config, lambda: insecure or password_set(parts.store))
-    optional.offer(app.ctx.metrics, app.ctx)
+    offer_parts(app.ctx.metrics, app.ctx)
     healthy = "1 while no restart would help; see /health."
     app.ctx.metrics.offer("shammah_healthy", healthy, lambda: float(alive(app.ctx)))
     told = "1 while no restart would help; see /health."

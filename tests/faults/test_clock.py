@@ -10,17 +10,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from daemons import Daemon, install_bundle
 from faults.acts import BACK_UP
-from faults.trial import OWN, Trial, backup_names, opened, serving, until
+from faults.trial import OWN, Trial, asked_all_the_time, backup_names, opened, serving, until
 
 from appliance.backup import archive
 from appliance.files import write_atomic
@@ -99,31 +97,6 @@ def box(small: Bundle, tmp_path: Path, clock: Clock) -> Iterator[Trial]:
     box.daemon.start()
     yield box
     box.daemon.kill()
-
-
-@contextmanager
-def asked_all_the_time(box: Trial) -> Iterator[list[int]]:
-    """Somebody asks and asks; the statuses of the answers."""
-    statuses: list[int] = []
-    over = threading.Event()
-
-    def ask() -> None:
-        body = {
-            "model": "shammah",
-            "store": False,
-            "max_tokens": 3,
-            "messages": [{"role": "user", "content": "Say hello."}],
-        }
-        while not over.wait(0.5):
-            statuses.append(box.daemon.post("/v1/chat/completions", json=body).status_code)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield statuses
-    finally:
-        over.set()
-        thread.join()
 
 
 def runs(box: Trial) -> int:

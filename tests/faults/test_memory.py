@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from daemons import Daemon, install_bundle
-from faults.trial import CONFIG, Trial, opened
+from faults.trial import CONFIG, Trial, asked_all_the_time, opened
 
 from appliance.home import Home
 from appliance.learning.backend import ORT_PYTHON
@@ -56,27 +55,9 @@ def train_in_vain(box: Trial) -> list[int]:
     """A run on three corrections until its batch is parked; statuses of what was asked meanwhile."""
     for _ in range(3):
         assert box.teach().status_code == 200
-    statuses: list[int] = []
-    over = threading.Event()
-
-    def ask() -> None:
-        body = {
-            "model": "shammah",
-            "store": False,
-            "max_tokens": 3,
-            "messages": [{"role": "user", "content": "Say hello."}],
-        }
-        while not over.wait(0.5):
-            statuses.append(box.daemon.post("/v1/chat/completions", json=body).status_code)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with asked_all_the_time(box) as statuses:
         assert box.daemon.post("/v1/training/run").status_code == 202
         assert box.settled().state == "parked"
-    finally:
-        over.set()
-        thread.join()
     return statuses
 
 

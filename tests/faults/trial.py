@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import weakref
 from collections import Counter
@@ -304,3 +305,28 @@ class Trial:
 def backup_names(page: str) -> list[str]:
     """The archives that the console's page of backups names."""
     return sorted(set(re.findall(r"backup_\d{8}T\d{6}Z(?:-\d+)?\.tar\.gz", page)))
+
+
+@contextmanager
+def asked_all_the_time(box: Trial) -> Iterator[list[int]]:
+    """Somebody asks and asks; the statuses of the answers."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        body = {
+            "model": "shammah",
+            "store": False,
+            "max_tokens": 3,
+            "messages": [{"role": "user", "content": "Say hello."}],
+        }
+        while not over.wait(0.5):
+            statuses.append(box.daemon.post("/v1/chat/completions", json=body).status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        thread.join()
