@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
-from daemons import Daemon, install_bundle
+from daemons import Daemon, accept_adapter, install_bundle
+from faults.acts import ADAPTERS
 from faults.trial import CONFIG, Trial, serving
 
 from appliance.home import Home
@@ -65,3 +66,17 @@ def tally() -> Iterator[Callable[[str, int, int], None]]:
         for what in tried:
             print(f"{what:{width}}  {tried[what]:5}  {survived[what]:8}")
         print(f"{'all':{width}}  {tried.total():5}  {survived.total():8}")
+
+
+@pytest.fixture(scope="module")
+def box(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """A daemon that does not train, with two adapters that may serve."""
+    home = Home(tmp_path_factory.mktemp("faults") / "home").ensure()
+    install_bundle(home, bundle)
+    home.config.write_text(CONFIG)
+    for seed, name in enumerate(ADAPTERS):
+        accept_adapter(home, bundle, name, seed, only="down_proj")
+    box = Trial(Daemon(home), bundle)
+    box.daemon.start()
+    yield box
+    box.daemon.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from daemons import Daemon, accept_adapter, install_bundle
 from faults.acts import ACTS, ADAPTERS, ASK, BACK_UP, PROMOTE, SAVE
-from faults.trial import CONFIG, Trial, opened, serving, until
+from faults.trial import Trial, opened, serving, until
 
 from appliance.home import Home
 from appliance.model.bundle import Bundle
@@ -43,20 +43,6 @@ MOMENTS = (
     "gate.reported",
     "promote.stated",
 )
-
-
-@pytest.fixture(scope="module")
-def box(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """A daemon that does not train, with two adapters that may serve."""
-    home = Home(tmp_path_factory.mktemp("disk") / "home").ensure()
-    install_bundle(home, bundle)
-    home.config.write_text(CONFIG)
-    for seed, name in enumerate(ADAPTERS):
-        accept_adapter(home, bundle, name, seed, only="down_proj")
-    box = Trial(Daemon(home), bundle)
-    box.daemon.start()
-    yield box
-    box.daemon.kill()
 
 
 @pytest.mark.faults

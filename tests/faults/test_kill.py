@@ -9,13 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from daemons import Daemon, accept_adapter, install_bundle
-from faults.acts import ACTS, ADAPTERS, BACK_UP
+from daemons import Daemon, install_bundle
+from faults.acts import ACTS, BACK_UP
 from faults.conftest import MakeTrial
 from faults.points import HANGS, IN_CHILD, POINTS
 from faults.trial import CONFIG, Trial, backup_names, opened, until
@@ -57,20 +57,6 @@ def test_every_failpoint_is_in_the_table_and_is_tried() -> None:
     assert len(re.findall(r"\bfailpoint\((?!name: str)", code)) == len(re.findall(r'\bfailpoint\("', code))
     assert {*ACTS, *map(bare, (*RUN, *FORGET, *STAGE, *PLACE, *MIGRATE)), *HANGS} == set(POINTS)
     assert set(POINTS) >= IN_CHILD
-
-
-@pytest.fixture(scope="module")
-def box(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """A daemon that does not train, with two adapters that may serve."""
-    home = Home(tmp_path_factory.mktemp("faults") / "home").ensure()
-    install_bundle(home, bundle)
-    home.config.write_text(CONFIG)
-    for seed, name in enumerate(ADAPTERS):
-        accept_adapter(home, bundle, name, seed, only="down_proj")
-    box = Trial(Daemon(home), bundle)
-    box.daemon.start()
-    yield box
-    box.daemon.kill()
 
 
 @pytest.mark.parametrize(
