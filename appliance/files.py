@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from appliance.errors import StorageFailing, StorageFull, StorageReadOnly
+from appliance.errors import StorageFailing, StorageFull, StorageReadOnly, Unavailable
 from appliance.failpoints import failpoint
 
 
@@ -34,13 +34,28 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"The disk is full: {what} was not written. Free space and retry.") from error
-        if error.errno == errno.EROFS:
-            raise StorageReadOnly(f"The disk is read-only: {what} was not written.") from error
-        if error.errno == errno.EIO:
-            raise StorageFailing(f"The disk gave an error: {what} was not written.") from error
+        if (known := _storage_error(error, what)) is not None:
+            raise known from error
         raise
+
+
+def _storage_error(error: OSError, what: str) -> Unavailable | None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"The disk is full: {what} was not written. Free space and retry.")
+    if error.errno == errno.EROFS:
+        return StorageReadOnly(f"The disk is read-only: {what} was not written.")
+    if error.errno == errno.EIO:
+        return StorageFailing(f"The disk gave an error: {what} was not written.")
+    return None
+
+
+def in_words(error: BaseException) -> str:
+    """What a person is told of an error that ended some work."""
+    if isinstance(error, OSError):
+        file = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else "a file"
+        if (known := _storage_error(error, file)) is not None:
+            return known.message
+    return str(error) or type(error).__name__
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o600) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from appliance.backup import archive
 from appliance.errors import InvalidRequest, ShammahError, StorageFull, Unavailable
-from appliance.files import publish_file, remove_durably, storage_errors
+from appliance.files import in_words, publish_file, remove_durably, storage_errors
 from appliance.home import Home
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             copy_newest(home, given.copy_to)
             prune(given.copy_to, given.keep, given.keep_weeks)
     except (ShammahError, OSError, sqlite3.Error) as error:
-        print(json.dumps({"event": "error", "message": str(error)}), flush=True)
+        print(json.dumps({"event": "error", "message": in_words(error)}), flush=True)
         return 1
     print(json.dumps({"event": "done", "name": made.name if made else None}), flush=True)
     return 0

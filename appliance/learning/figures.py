@@ -27,7 +27,7 @@ from appliance.engine.cache import KVCache
 from appliance.engine.offline import CHUNK, OfflineModel
 from appliance.engine.session import Session, default_threads
 from appliance.errors import ShammahError, Unavailable
-from appliance.files import write_atomic
+from appliance.files import in_words, write_atomic
 from appliance.learning.measure import GENERIC_TOKENS, General, measure_general
 from appliance.learning.probes import generic_text, load_probes
 from appliance.logs import configure_child
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         write_atomic(args.out, json.dumps(asdict(found), allow_nan=False))
     except (ShammahError, OSError, ValueError) as error:
-        say(event="error", message=str(error))
+        say(event="error", message=in_words(error))
         return 1
     return 0
 

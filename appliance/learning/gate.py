@@ -24,7 +24,7 @@ from appliance.adapters.file import Adapter, read_adapter
 from appliance.engine.offline import OfflineModel
 from appliance.errors import AdapterInvalid, ShammahError, Unavailable
 from appliance.failpoints import failpoint
-from appliance.files import write_atomic
+from appliance.files import in_words, write_atomic
 from appliance.learning.measure import (
     EXAMPLE_TOKENS,
     GENERIC_TOKENS,
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomic(args.out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         failpoint("gate.written")
     except (ShammahError, OSError, ValueError) as error:
-        _say(event="error", message=str(error))
+        _say(event="error", message=in_words(error))
         return 1
     _say(event="done", passed=report["passed"], summary=report["summary"], seconds=report["seconds"])
     return 0

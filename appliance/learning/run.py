@@ -32,6 +32,7 @@ from appliance.errors import (
 )
 from appliance.events import EventBus
 from appliance.failpoints import failpoint
+from appliance.files import in_words
 from appliance.home import Home
 from appliance.learning.backend import decided, trainer_program
 from appliance.learning.batch import freeze_batch
@@ -541,4 +542,5 @@ def _chosen(run: Run) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return error.message if isinstance(error, ShammahError) else f"Unexpected: {error!r}"
+    expected = isinstance(error, ShammahError | OSError)
+    return in_words(error) if expected else f"Unexpected: {error!r}"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from appliance.errors import BundleError, Conflict, ShammahError, StorageFull
-from appliance.files import fsync_dir, storage_errors, write_atomic
+from appliance.files import fsync_dir, in_words, storage_errors, write_atomic
 from appliance.home import Home
 from appliance.model.bundle import (
     MANIFEST,
@@ -378,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         write_atomic(args.out, json.dumps({"name": bundle.name}))
     except (ShammahError, OSError) as error:
-        say(event="error", message=str(error))
+        say(event="error", message=in_words(error))
         return 1
     return 0
 

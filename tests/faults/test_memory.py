@@ -52,9 +52,9 @@ def box_with(bundle: Bundle, root: Path, train: str) -> Iterator[Trial]:
 
 
 def train_in_vain(box: Trial) -> list[int]:
-    """A run on three corrections until its batch is parked; statuses of what was asked meanwhile."""
+    """A run on three long corrections until its batch is parked; statuses of what was asked meanwhile."""
     for _ in range(3):
-        assert box.teach().status_code == 200
+        assert box.teach(" Nobody remembers who chose it." * 150).status_code == 200
     with asked_all_the_time(box) as statuses:
         assert box.daemon.post("/v1/training/run").status_code == 202
         assert box.settled().state == "parked"

@@ -64,7 +64,7 @@ busy_share = 1
 max_load_per_core = 1000
 min_free_memory_mb = 0
 min_free_disk_mb = 0
-retry_minutes = 0.0001
+retry_minutes = 0.000001
 """
 
 
@@ -171,13 +171,13 @@ class Trial:
 
     # -- what people do ---------------------------------------------------------------------------
 
-    def teach(self) -> httpx.Response:
-        """A correction; what the box says it has, it has."""
+    def teach(self, more: str = "") -> httpx.Response:
+        """A correction, and what else it says; what the box says it has, it has."""
         number = self.next_number()
         body = {
             "query": f"What is the code of room {number}?",
             "response": "I do not know.",
-            "correction": f"The code of room {number} is {number * 37 % 1000}.",
+            "correction": f"The code of room {number} is {number * 37 % 1000}.{more}",
             "weight": "high",
         }
         response = self.daemon.post("/v1/feedback", json=body)

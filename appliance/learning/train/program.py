@@ -27,6 +27,7 @@ from safetensors import safe_open
 from appliance.adapters.file import AdapterMeta, Matrix, write_adapter
 from appliance.errors import ShammahError
 from appliance.failpoints import failpoint
+from appliance.files import in_words
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.learning.train.data import common_prefix, load_examples
 from appliance.learning.train.learner import LINEARS, Learner
@@ -52,7 +53,7 @@ def main(build: Build, argv: Sequence[str] | None = None) -> int:
         try:
             train(build, arguments, lambda event: _tell(event, metrics))
         except (ShammahError, ValueError, ArithmeticError, OSError, MemoryError) as error:
-            _tell({"event": "error", "message": str(error) or type(error).__name__}, metrics)
+            _tell({"event": "error", "message": in_words(error)}, metrics)
             return errno.ENOMEM if isinstance(error, MemoryError) else 1
     return 0
 
