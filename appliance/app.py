@@ -145,7 +145,7 @@ def build(home: Home, config: Config) -> Parts:
         restart=Restart(home, store, settings),
         upkeep=Upkeep(home, config, store, engine, learning, bundle.manifest, events),
         jobs=Jobs(home, config, events, wait=lambda: learning.progress is not None, busy=lambda: engine.busy),
-        doctor=Rounds(home, events, lambda: inside(home, engine, learning)),
+        doctor=Rounds(home, events, lambda: inside(home, engine, learning, config.server.stalled_seconds)),
     )
 
 
@@ -185,8 +185,6 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     offer_parts(app.ctx.metrics, app.ctx)
     healthy = "1 while no restart would help; see /health."
     app.ctx.metrics.offer("shammah_healthy", healthy, lambda: float(alive(app.ctx)))
-    told = "1 while no restart would help; see /health."
-    app.ctx.metrics.offer("shammah_healthy", told, lambda: float(alive(app.ctx)))
     api.setup(app)
     console.setup(app)
     drafts = Drafts(parts)

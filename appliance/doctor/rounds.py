@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 FRESH_SECONDS = 600.0
 """A quick look counts for so long."""
 TELL_SECONDS = 0.3
-STALLED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -135,15 +134,15 @@ class Rounds:
         return report
 
 
-def inside(home: Home, engine: Engine, learning: Learning) -> Standing | None:
-    """What a daemon says of itself to itself."""
+def inside(home: Home, engine: Engine, learning: Learning, stalled_seconds: float) -> Standing | None:
+    """What a daemon says of itself to itself; a step of its engine that takes so long hangs."""
     written = written_down(home)
     if written is None or written.pid != os.getpid():
         return None  # it is about to start or to stop
     status = learning.status()
     return replace(
         written,
-        healthy=engine.alive and engine.stats().stalled_seconds < STALLED_SECONDS,
+        healthy=engine.alive and engine.stats().stalled_seconds < stalled_seconds,
         ready=engine.alive,
         version=__version__,
         adapter=engine.adapter,

@@ -57,7 +57,7 @@ def train_in_vain(box: Trial) -> list[int]:
         assert box.teach(" Nobody remembers who chose it." * 150).status_code == 200
     with asked_all_the_time(box) as statuses:
         assert box.daemon.post("/v1/training/run").status_code == 202
-        assert box.settled().state == "parked"
+        assert box.settled(900).state == "parked"
     return statuses
 
 
