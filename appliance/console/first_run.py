@@ -11,7 +11,6 @@ import asyncio
 import math
 from typing import Any
 
-import httpx
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.actions import audit
@@ -264,6 +263,8 @@ def _try_page(
 
 async def _ask(request: Request, key: str, question: str) -> tuple[str | None, str | None]:
     """A real request over the network, with the key: (answer, problem), one of them None."""
+    import httpx  # a tenth of the time of every start, for what is done once
+
     assert request.conn_info is not None
     body = {
         "model": "shammah",

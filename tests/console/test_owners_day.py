@@ -18,6 +18,7 @@ auto_train_threshold = 1000
 [model]
 default_max_tokens = 40
 [train]
+nice = 0
 epochs = 1
 [resources]
 max_load_per_core = 1000

@@ -312,6 +312,7 @@ CONFIG = """
 [lora]
 auto_train_threshold = 1000
 [train]
+nice = 0
 epochs = 1
 layers = 0.1
 rank = 4

@@ -19,6 +19,7 @@ auto_train_threshold = 1000
 [model]
 default_max_tokens = 24
 [train]
+nice = 0
 epochs = 2
 layers = 0.1
 rank = 4

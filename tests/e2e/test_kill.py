@@ -22,6 +22,7 @@ CONFIG = """
 [lora]
 auto_train_threshold = 6
 [train]
+nice = 0
 epochs = 1
 [resources]
 max_load_per_core = 100

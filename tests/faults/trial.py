@@ -37,6 +37,7 @@ auto_train_threshold = 1000
 [model]
 default_max_tokens = 8
 [train]
+nice = 0
 epochs = 1
 layers = 0.04
 rank = 2

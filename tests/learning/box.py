@@ -102,6 +102,8 @@ async def running(
 ) -> AsyncIterator[Box]:
     """A box on `home`, stopped in the end."""
     config = parse_config(f"{text}\n{FREE.format(retry_minutes=retry_minutes)}")
+    # Beside other tests, a modest program would wait for most of its time.
+    config = config.model_copy(update={"train": config.train.model_copy(update={"nice": 0})})
     events, seen = EventBus(), list[Event]()
     events.listen(seen.append)
     store = Store.open(home)
