@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from daemons import install_bundle
+from daemons import install_bundle, keep_measures
 
 from appliance.home import Home
+from appliance.learning import gate
 from appliance.learning.judge import CACHE
 from appliance.model.bundle import Bundle
+from appliance.sections import GateConfig
 
 from .test_adapters import put_adapter
 
@@ -20,13 +22,24 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def boxed(home: Home, bundle: Bundle, cache: Path) -> Home:
+def boxed(home: Home, bundle: Bundle) -> Home:
     install_bundle(home, bundle)
     put_adapter(home, bundle, "adapter_one", "accepted", 1e-4)
     put_adapter(home, bundle, "adapter_bad", None, 1.0)
-    if (cache / CACHE).exists():
-        (home.runs / CACHE).write_bytes((cache / CACHE).read_bytes())
+    home.config.write_text("[train]\nnice = 0\n")
     return home
+
+
+@pytest.fixture
+def measured(boxed: Home, bundle: Bundle, tmp_path: Path) -> Home:
+    """The box, whose gate has seen base and `adapter_one` before: their figures are kept for all tests."""
+    limits = tmp_path / "limits.json"
+    limits.write_text(GateConfig().model_dump_json())
+    arguments = ["--bundle", bundle.path, "--adapter", boxed.adapters / "adapter_one.safetensors"]
+    arguments += ["--limits", limits, "--out", tmp_path / "report.json", "--threads", 2]
+    assert gate.main([*map(str, arguments), "--cache", str(boxed.runs / CACHE)]) == 0
+    keep_measures(boxed, bundle)
+    return boxed
 
 
 def state(home: Home) -> dict[str, bytes]:
@@ -38,9 +51,9 @@ def state(home: Home) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_the_verdict_of_a_good_and_a_bad_one(shammah: Shammah, boxed: Home, tmp_path: Path) -> None:
-    (boxed.adapters / "current").symlink_to("adapter_one.safetensors")
-    before = state(boxed)
+def test_the_verdict_of_a_good_and_a_bad_one(shammah: Shammah, measured: Home, tmp_path: Path) -> None:
+    (measured.adapters / "current").symlink_to("adapter_one.safetensors")
+    before = state(measured)
     done = shammah("eval", timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -63,7 +76,7 @@ def test_the_verdict_of_a_good_and_a_bad_one(shammah: Shammah, boxed: Home, tmp_
     batch = tmp_path / "examples.jsonl"
     batch.write_text(json.dumps(row) + "\n")
     again = tmp_path / "mine.safetensors"
-    again.write_bytes((boxed.adapters / "adapter_one.safetensors").read_bytes())
+    again.write_bytes((measured.adapters / "adapter_one.safetensors").read_bytes())
     done = shammah("eval", str(again), "--examples", str(batch), "--json", timeout=900)
     assert done.returncode == 1
     report = json.loads(done.stdout)
@@ -74,7 +87,7 @@ def test_the_verdict_of_a_good_and_a_bad_one(shammah: Shammah, boxed: Home, tmp_
     assert done.returncode == 1
     assert "FAILED" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("Rejected. ")
-    assert state(boxed) == before
+    assert state(measured) == before
 
 
 def test_a_broken_file_is_a_verdict_too(shammah: Shammah, boxed: Home, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class Device(threading.Thread):
 def test_an_hour_of_use(bundle: Bundle, start_daemon: StartDaemon, home: Home) -> None:
     install_bundle(home, bundle)
     for seed, name in enumerate(NAMES):
-        accept_adapter(home, bundle, name, seed)
+        accept_adapter(home, bundle, name, seed, only="down_proj")
     daemon = start_daemon(CONFIG, home=home)
     process = psutil.Process(daemon.pid)
     sizes, files, threads = [], [], []

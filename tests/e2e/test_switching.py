@@ -58,7 +58,7 @@ class Client(threading.Thread):
 def test_switching_under_load(bundle: Bundle, start_daemon: StartDaemon, home: Home) -> None:
     install_bundle(home, bundle)
     for seed, name in enumerate(NAMES):
-        accept_adapter(home, bundle, name, seed)
+        accept_adapter(home, bundle, name, seed, only="down_proj")
     daemon = start_daemon("[lora]\nenabled = false", home=home)
     pid = daemon.pid
     expected = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from daemons import keep_measures, lend_measures
 
 from appliance.adapters.file import AdapterMeta, read_adapter, tensor_key, write_adapter
 from appliance.adapters.registry import Registry
@@ -21,10 +22,8 @@ from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.events import Event, EventBus
-from appliance.files import write_atomic
 from appliance.home import Home
 from appliance.learning.feedback import Feedback, give_feedback
-from appliance.learning.judge import CACHE
 from appliance.learning.service import Learning
 from appliance.learning.switch import Switch
 from appliance.model.bundle import Bundle
@@ -116,10 +115,7 @@ async def running(
             return False
         return row.withdrawn is None
 
-    # What the gate measures of base and of files of equal content is the same in every test.
-    kept, mine = bundle.path.parents[1] / CACHE, home.runs / CACHE
-    if kept.exists() and not mine.exists():
-        mine.write_bytes(kept.read_bytes())
+    lend_measures(home, bundle)
     adapter, _ = registry.load_at_start(accepted)
     engine = Engine(bundle, tokenizer, MODEL, adapter)
     switch = Switch(registry, store, engine, events)
@@ -132,8 +128,7 @@ async def running(
         await learning.stop()
         await asyncio.to_thread(engine.stop)
         store.close()
-        if mine.exists():
-            write_atomic(kept, mine.read_bytes())
+        keep_measures(home, bundle)
 
 
 def add(store: Store, query: str, response: str, **fields: Any) -> Example:
