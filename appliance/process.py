@@ -18,7 +18,7 @@ from typing import Any
 
 from sanic import Sanic
 
-from appliance import logs, notify, served
+from appliance import logs, notify, served, stopping
 from appliance.config import keep_good
 from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
@@ -120,8 +120,10 @@ def stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
         wanted.set()
 
     async def catch(app: Sanic[Any, Any]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stopping.STOPS:
             app.loop.add_signal_handler(number, for_good)
+        if stopping.noted():
+            for_good()
 
     async def leave(app: Sanic[Any, Any]) -> None:
         await wanted.wait()

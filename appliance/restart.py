@@ -20,6 +20,7 @@ from appliance.home import Home
 from appliance.settings.check import problems
 from appliance.settings.editor import SettingsEditor
 from appliance.settings.form import Key
+from appliance.stopping import STOPS
 from appliance.store import Store
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def _refused(problems: Sequence[str]) -> ConfigError:
 
 def start_again() -> NoReturn:
     """Become a fresh daemon with the same command line. What is open has been closed before."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, signal.SIG_DFL)  # one that is ignored would stay so
     logging.shutdown()
     sys.stdout.flush()

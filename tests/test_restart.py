@@ -238,12 +238,13 @@ def test_a_start_that_the_box_does_not_survive(
     # What ends a start in an orderly way is no fault of the model.
     assert daemon.stop() == 0
     home.config.write_text(CONFIG)
-    daemon = start_daemon(home=home, wait=False)
-    wait_until(lambda: served.read_served(home).trial == bundle.name)
-    assert daemon.process is not None
-    daemon.process.send_signal(signal.SIGINT)
-    daemon.process.wait(60)
-    assert served.read_served(home).trial is None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        daemon = start_daemon(home=home, wait=False)
+        wait_until(lambda: served.read_served(home).trial == bundle.name)
+        assert daemon.process is not None
+        daemon.process.send_signal(number)
+        assert daemon.process.wait(60) == (number == signal.SIGINT)  # Ctrl-C in a start is told by 1
+        assert served.read_served(home).trial is None
 
 
 def test_without_a_model_to_go_back_to_the_error_stands(home: Home) -> None:

@@ -46,8 +46,9 @@ def daemon(bind: str | None, insecure: bool) -> None:
     The first start imports the default model, which takes a minute. Stop with Ctrl-C or SIGTERM:
     running answers are finished, nothing is lost.
     """
-    from appliance import notify
+    from appliance import notify, stopping
 
+    stopping.heed()
     notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
     from appliance.backup.mend import mend
     from appliance.backup.restore import finish_restore
