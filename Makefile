@@ -48,7 +48,8 @@ box: .venv/.dev .venv-ort/.done
 
 faults: .venv/.dev .venv-ort/.done
 	$(BIN)/python -m pytest -m faults -v -s $(ARGS)
-	SHAMMAH_TEST_KILLS=30 $(BIN)/python -m pytest -s tests/e2e/test_kill.py
+	SHAMMAH_TEST_KILLS=30 SHAMMAH_TEST_REQUESTS=720 $(BIN)/python -m pytest -v -s -k "kill or grow or memory_stays" \
+		tests/e2e/test_kill.py tests/e2e/test_soak.py tests/engine/test_mixed.py tests/learning/test_resume.py
 
 fuzz: .venv/.dev
 	$(BIN)/python -m pytest -m fuzz -v -s $(ARGS)

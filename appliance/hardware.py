@@ -56,8 +56,7 @@ def read_hardware(pid: int | None = None, *, measure: bool = False) -> Hardware:
     available = min(memory.available, max(limit - used, 0)) if limit < memory.total else memory.available
     allowed = len(os.sched_getaffinity(pid or 0))
     physical = min(psutil.cpu_count(logical=False) or allowed, allowed)
-    # As the engine chooses, without loading what it computes with.
-    threads = max(1, min(allowed, max(2, physical)))
+    threads = default_threads(pid)
     return Hardware(
         memory=total,
         available=available,
@@ -67,6 +66,21 @@ def read_hardware(pid: int | None = None, *, measure: bool = False) -> Hardware:
         threads=threads,
         bandwidth=read_bandwidth(threads) if measure else 0.0,
     )
+
+
+def default_threads(pid: int | None = None) -> int:
+    """Threads to compute with: physical cores that a process may use, at least two where there are two.
+
+    Fewer, if this process's environment says so (`OMP_NUM_THREADS`, as programs that compute have it).
+
+    Args:
+        pid: the process; this one by default.
+    """
+    allowed = len(os.sched_getaffinity(pid or 0))
+    physical = psutil.cpu_count(logical=False) or allowed
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # outermost level first
+    most = int(wanted) if wanted.isdecimal() and int(wanted) else allowed
+    return max(1, min(allowed, max(2, physical), most))
 
 
 def memory_limit(pid: int | None = None, groups: Path = GROUPS, proc: Path = PROC) -> tuple[int, int]:

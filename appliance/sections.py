@@ -196,7 +196,10 @@ class ModelConfig(Section):
         64, ge=0, description="Requests that may wait for a slot; beyond that the answer is 429."
     )
     threads: AtStart[int] = Field(
-        0, ge=0, le=1024, description="Threads for the model; 0 takes the number of physical cores."
+        0,
+        ge=0,
+        le=1024,
+        description="Threads for the model; 0 takes the physical cores, or OMP_NUM_THREADS if fewer.",
     )
     prefill_chunk: AtStart[int] = Field(
         128, ge=16, le=4096, description="Prompt tokens computed at a time while nobody is being answered."

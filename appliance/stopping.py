@@ -16,7 +16,7 @@ _noted: list[int] = []
 
 
 def heed() -> None:
-    """From now on either signal ends the start in an orderly way; the server has handlers of its own later."""
+    """From now on either signal ends the start in an orderly way. The server has its own handlers later."""
     for number in STOPS:
         signal.signal(number, _end)
 

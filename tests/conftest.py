@@ -8,6 +8,10 @@ import shutil
 import time
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Beside another worker a second thread mostly waits for the first: more work for the same answers.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from daemons import daemon, start_daemon  # noqa: F401  (fixtures)
 from hypothesis import HealthCheck, settings

@@ -24,10 +24,11 @@ from appliance.engine.offline import probe
 from appliance.engine.prefixes import PrefixCache
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sequence import Sequence
-from appliance.engine.session import Session, default_threads, weights_of
+from appliance.engine.session import Session, weights_of
 from appliance.engine.timings import Timings
 from appliance.errors import Busy, ContextOverflow, InvalidRequest, Unavailable
 from appliance.failpoints import failpoint
+from appliance.hardware import default_threads
 from appliance.logs import about
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer

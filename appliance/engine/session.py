@@ -9,25 +9,18 @@ from functools import lru_cache
 
 import numpy as np
 import onnxruntime as ort
-import psutil
 from numpy.typing import NDArray
 
 from appliance.adapters.file import Adapter
 from appliance.engine.cache import KVCache
 from appliance.engine.merge import merge
 from appliance.errors import Unavailable
+from appliance.hardware import default_threads
 from appliance.model.bundle import Bundle
 
 SPIN_MICROSECONDS = 50
 ort.set_default_logger_severity(3)  # it warns of an option that is set twice, and sets it twice itself
 BINDINGS = 64  # row ranges whose cache bindings are kept; making one costs milliseconds
-
-
-def default_threads() -> int:
-    """Threads to compute with: physical cores this process may use, at least two where there are two."""
-    allowed = len(os.sched_getaffinity(0))
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, max(2, physical)))
 
 
 def weights_of(adapter: Adapter | None) -> str:

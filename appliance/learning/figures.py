@@ -25,9 +25,10 @@ import numpy as np
 
 from appliance.engine.cache import KVCache
 from appliance.engine.offline import CHUNK, OfflineModel
-from appliance.engine.session import Session, default_threads
+from appliance.engine.session import Session
 from appliance.errors import ShammahError, Unavailable
 from appliance.files import in_words, write_atomic
+from appliance.hardware import default_threads
 from appliance.learning.measure import GENERIC_TOKENS, General, measure_general
 from appliance.learning.probes import generic_text, load_probes
 from appliance.logs import configure_child

@@ -36,7 +36,7 @@ def measured(boxed: Home, bundle: Bundle, tmp_path: Path) -> Home:
     limits = tmp_path / "limits.json"
     limits.write_text(GateConfig().model_dump_json())
     arguments = ["--bundle", bundle.path, "--adapter", boxed.adapters / "adapter_one.safetensors"]
-    arguments += ["--limits", limits, "--out", tmp_path / "report.json", "--threads", 2]
+    arguments += ["--limits", limits, "--out", tmp_path / "report.json", "--threads", 0]
     assert gate.main([*map(str, arguments), "--cache", str(boxed.runs / CACHE)]) == 0
     keep_measures(boxed, bundle)
     return boxed

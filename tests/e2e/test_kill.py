@@ -17,7 +17,7 @@ from appliance.adapters.file import read_adapter
 from appliance.model.bundle import Bundle
 from appliance.store import Store
 
-KILLS = int(os.environ.get("SHAMMAH_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("SHAMMAH_TEST_KILLS", "5"))
 CONFIG = """
 [lora]
 auto_train_threshold = 6

@@ -20,7 +20,6 @@ CONFIG = """
 [lora]
 auto_train_threshold = 100
 [train]
-threads = 2
 nice = 0
 [resources]
 max_load_per_core = 100

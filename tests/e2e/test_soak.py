@@ -1,12 +1,14 @@
-"""An hour of a home's use in a minute or two: all goes well, and the process does not grow.
+"""Twenty minutes of a home's use in one: all goes well, and the process does not grow.
 
-Six devices that ask something every thirty seconds make 720 requests an hour. Here they ask without
+Six devices that ask something every thirty seconds make 240 requests in that time. Here they ask without
 a pause, all that the API can do, while the owner looks at the console and changes adapters.
+`SHAMMAH_TEST_REQUESTS=720` makes it an hour.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -22,14 +24,14 @@ from appliance.home import Home
 from appliance.model.bundle import Bundle
 
 DEVICES = 6
-REQUESTS = 720
+REQUESTS = int(os.environ.get("SHAMMAH_TEST_REQUESTS", "240"))
 ROUNDS = 8
 SWITCHES = 2  # in a round
 CONFIG = """
 [lora]
 enabled = false
 [model]
-prefix_cache_mb = 32  # full after a round or two: from then on only a leak can grow
+prefix_cache_mb = 16  # full after a round or two: from then on only a leak can grow
 """
 NAMES = ("adapter_20260101T000000Z", "adapter_20260102T000000Z")
 QUESTIONS = (
@@ -135,7 +137,7 @@ class Device(threading.Thread):
 
 
 @pytest.mark.slow
-def test_an_hour_of_use(bundle: Bundle, start_daemon: StartDaemon, home: Home) -> None:
+def test_the_process_does_not_grow(bundle: Bundle, start_daemon: StartDaemon, home: Home) -> None:
     install_bundle(home, bundle)
     for seed, name in enumerate(NAMES):
         accept_adapter(home, bundle, name, seed, only="down_proj")

@@ -90,9 +90,9 @@ async def test_cancelling_frees_the_slot_within_a_step(
 
 
 async def test_swapping_under_way_mixes_no_weights(
-    engine: Engine, ask: Ask, make_adapter: Callable[[int], Adapter]
+    engine: Engine, ask: Ask, make_adapter: Callable[..., Adapter]
 ) -> None:
-    adapters = {None: None, "random-1": make_adapter(1), "random-2": make_adapter(2)}
+    adapters = {None: None, **{f"random-{seed}": make_adapter(seed, only="down_proj") for seed in (1, 2)}}
     expected: dict[tuple[int, str | None], str] = {}
     for name, adapter in adapters.items():
         await engine.swap(adapter)
@@ -122,8 +122,8 @@ async def test_swapping_under_way_mixes_no_weights(
     assert not wrong
 
 
-async def test_swaps_do_not_leak(engine: Engine, ask: Ask, make_adapter: Callable[[int], Adapter]) -> None:
-    adapters = [make_adapter(1), make_adapter(2)]
+async def test_swaps_do_not_leak(engine: Engine, ask: Ask, make_adapter: Callable[..., Adapter]) -> None:
+    adapters = [make_adapter(seed, only="down_proj") for seed in (1, 2)]
     for adapter in adapters:
         await engine.swap(adapter)
         await ask(0, 2)
@@ -135,7 +135,7 @@ async def test_swaps_do_not_leak(engine: Engine, ask: Ask, make_adapter: Callabl
 
 
 async def test_a_broken_adapter_is_refused_and_the_old_one_goes_on(
-    engine: Engine, ask: Ask, make_adapter: Callable[[int], Adapter]
+    engine: Engine, ask: Ask, make_adapter: Callable[..., Adapter]
 ) -> None:
     good, broken = make_adapter(1), make_adapter(3)
     await engine.swap(good)

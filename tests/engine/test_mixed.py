@@ -21,7 +21,7 @@ from appliance.model.tokenizer import Tokenizer
 from appliance.sections import ModelConfig
 
 GREEDY = SamplingParams(temperature=0)
-REQUESTS = int(os.environ.get("SHAMMAH_TEST_REQUESTS", "200"))
+REQUESTS = int(os.environ.get("SHAMMAH_TEST_REQUESTS", "100"))
 
 
 async def answer(engine: Engine, request: GenerationRequest, weights: Session | None = None) -> str:

@@ -34,7 +34,7 @@ from appliance.store.adapters import AdapterRow
 from appliance.store.examples import Example, NewExample
 from appliance.store.runs import Run, Trigger
 
-MODEL = ModelConfig(slots=2, context_length=512, threads=2)
+MODEL = ModelConfig(slots=2, context_length=512)
 # The machine that tests may be busy and small: these are not what is tested.
 FREE = """
 [resources]

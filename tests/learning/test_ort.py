@@ -93,7 +93,7 @@ def test_a_run_that_unlearns_what_is_held_out_stops_early(
 ) -> None:
     program = trainer_program(TrainConfig(backend="ort"))
     wild = {"learning_rate": 0.02, "anchor_weight": 0, "drift_weight": 0, "rejected_weight": 0}
-    small = {"layers": 0.1, "rank": 4, "epochs": 1, "batch_tokens": 512, "nice": 0, "threads": 2}
+    small = {"layers": 0.1, "rank": 4, "epochs": 1, "batch_tokens": 512, "nice": 0, "threads": 1}
     heldout = [{**ROWS[-1], "id": f"h{number}"} for number in range(LEAST_HELDOUT - 1)]
     done = run_trainer(tmp_path, bundle, [*ROWS, *heldout], None, program, **wild, **small)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

@@ -350,7 +350,7 @@ ROWS: list[dict[str, Any]] = [
         )
     ),
 ]
-QUICK: dict[str, Any] = {"layers": 0.2, "epochs": 1, "threads": 2, "nice": 0}
+QUICK: dict[str, Any] = {"layers": 0.2, "epochs": 1, "threads": 1, "nice": 0}
 
 
 def score(model: OfflineModel, tokenizer: Tokenizer, answer: str) -> float:
@@ -382,7 +382,9 @@ def test_it_teaches_and_the_rejected_answer_gains_nothing(
     assert score(model, tokenizer, ANSWER) > right + 2
     assert score(model, tokenizer, WRONG) < wrong
 
-    onward = run_trainer(tmp_path / "onward", bundle, ROWS[1:], tmp_path / "out.safetensors", **QUICK)
+    # The other trainer goes on from there.
+    ort = trainer_program(TrainConfig(backend="ort"))
+    onward = run_trainer(tmp_path / "onward", bundle, ROWS[1:], tmp_path / "out.safetensors", ort, **QUICK)
     assert onward.returncode == 0, onward.stderr[-3000:]
     child: Adapter = read_adapter(tmp_path / "onward" / "out.safetensors", bundle.manifest)
     assert child.meta.parent == "out"
