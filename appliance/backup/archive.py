@@ -433,10 +433,17 @@ class _Header(tarfile.TarInfo):
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(path, "r|gz", tarinfo=_Header) as tar:
+        with _stream(path) as tar:
             yield tar
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InvalidRequest(f"This is not a backup of Shammah, or it is damaged ({error}).") from error
+
+
+def _stream(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r|gz", tarinfo=_Header)
+    except TypeError as error:  # so tarfile takes a file that ends within the header of gzip
+        raise tarfile.ReadError("it ends within its first bytes") from error
 
 
 def _manifest(tar: tarfile.TarFile) -> Manifest:

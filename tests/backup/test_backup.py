@@ -337,7 +337,7 @@ def test_a_wrong_archive_is_refused(home: Home, made: archive.Backup, tmp_path: 
         assert len(archive.backups(home)) == 1
 
 
-@pytest.mark.parametrize("kept", [0, 20, 0.5, 0.99])
+@pytest.mark.parametrize("kept", [0, 3, 5, 20, 0.5, 0.99])
 def test_a_torn_archive_is_refused(home: Home, made: archive.Backup, tmp_path: Path, kept: float) -> None:
     data = made.path.read_bytes()
     torn = tmp_path / "torn.tar.gz"
