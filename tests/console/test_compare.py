@@ -47,6 +47,8 @@ def test_only_the_base_model(daemon: Daemon, open_page: OpenPage) -> None:
 
 
 def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_page: OpenPage) -> None:
+    for one in (ONE, OTHER):  # whose weights are not ready yet would begin when the other has ended
+        box.ask("Hello.", model=f"shammah:{one}", max_tokens=1, store=False)
     page = open_page(f"{box.url}/playground/compare?left={ONE}&right={OTHER}&max_tokens=30&temperature=1")
     # What came in which order, as the page saw it.
     page.evaluate(
