@@ -317,6 +317,7 @@ epochs = 1
 layers = 0.1
 rank = 4
 anchor_weight = 0
+drift_weight = 0
 batch_tokens = 64
 [resources]
 max_load_per_core = 1000

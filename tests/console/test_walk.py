@@ -23,6 +23,8 @@ nice = 0
 epochs = 2
 layers = 0.1
 rank = 4
+anchor_weight = 0
+drift_weight = 0
 [gate]
 max_perplexity_rise = 9
 max_probe_drop = 99

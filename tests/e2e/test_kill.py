@@ -24,6 +24,8 @@ auto_train_threshold = 6
 [train]
 nice = 0
 epochs = 1
+anchor_weight = 0
+drift_weight = 0
 [resources]
 max_load_per_core = 100
 min_free_memory_mb = 0
