@@ -49,7 +49,7 @@ def test_only_the_base_model(daemon: Daemon, open_page: OpenPage) -> None:
 def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_page: OpenPage) -> None:
     for one in (ONE, OTHER):  # whose weights are not ready yet would begin when the other has ended
         box.ask("Hello.", model=f"shammah:{one}", max_tokens=1, store=False)
-    page = open_page(f"{box.url}/playground/compare?left={ONE}&right={OTHER}&max_tokens=30&temperature=1")
+    page = open_page(f"{box.url}/playground/compare?left={ONE}&right={OTHER}&max_tokens=80&temperature=1")
     # What came in which order, as the page saw it.
     page.evaluate(
         """() => { window.seen = []; new MutationObserver(changes => changes.forEach(change => {
@@ -57,7 +57,7 @@ def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_pag
             if (answer) seen.push([...document.querySelectorAll('[data-answer]')].indexOf(answer));
         })).observe(document.querySelector('#answers'), { childList: true, subtree: true }) }"""
     )
-    page.get_by_label("Question").fill("What is the capital of France?")
+    page.get_by_label("Question").fill("Tell me a long story about the sea.")
     page.keyboard.press("Enter")
     sides = page.locator(".side-answer[id]")
     expect(sides).to_have_count(2)
@@ -77,7 +77,7 @@ def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_pag
     expect(page.get_by_label("Left")).to_have_value(OTHER)
     page.reload()
     expect(sides.nth(0)).to_have_id(right.id)
-    expect(page.get_by_label("Question")).to_have_value("What is the capital of France?")
+    expect(page.get_by_label("Question")).to_have_value("Tell me a long story about the sea.")
     sides.nth(1).get_by_role("button", name="This one is better").click()
     expect(sides.nth(1)).to_contain_text("You said this one is better")
     expect(page.get_by_role("button", name="This one is better")).to_have_count(0)
