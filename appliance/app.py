@@ -145,7 +145,7 @@ def build(home: Home, config: Config) -> Parts:
         restart=Restart(home, store, settings),
         upkeep=Upkeep(home, config, store, engine, learning, bundle.manifest, events),
         jobs=Jobs(home, config, events, wait=lambda: learning.progress is not None, busy=lambda: engine.busy),
-        doctor=Rounds(home, events, lambda: inside(home, engine, learning, config.server.stalled_seconds)),
+        doctor=Rounds(home, events, lambda: inside(home, config, engine, learning)),
     )
 
 

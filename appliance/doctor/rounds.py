@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from appliance import __version__
+from appliance.config import Config
 from appliance.doctor.box import Standing, looked_at, written_down
 from appliance.doctor.examine import Report, examine
 from appliance.engine.engine import Engine
@@ -134,15 +135,15 @@ class Rounds:
         return report
 
 
-def inside(home: Home, engine: Engine, learning: Learning, stalled_seconds: float) -> Standing | None:
-    """What a daemon says of itself to itself; a step of its engine that takes so long hangs."""
+def inside(home: Home, config: Config, engine: Engine, learning: Learning) -> Standing | None:
+    """What a daemon says of itself to itself."""
     written = written_down(home)
     if written is None or written.pid != os.getpid():
         return None  # it is about to start or to stop
     status = learning.status()
     return replace(
         written,
-        healthy=engine.alive and engine.stats().stalled_seconds < stalled_seconds,
+        healthy=engine.alive and engine.stats().stalled_seconds < config.server.stalled_seconds,
         ready=engine.alive,
         version=__version__,
         adapter=engine.adapter,

@@ -57,7 +57,7 @@ def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_pag
             if (answer) seen.push([...document.querySelectorAll('[data-answer]')].indexOf(answer));
         })).observe(document.querySelector('#answers'), { childList: true, subtree: true }) }"""
     )
-    page.get_by_label("Question").fill("Tell me a long story about the sea.")
+    page.locator("#compare-prompt").fill("Tell me all you know about the sea.")
     page.keyboard.press("Enter")
     sides = page.locator(".side-answer[id]")
     expect(sides).to_have_count(2)
@@ -77,7 +77,7 @@ def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_pag
     expect(page.get_by_label("Left")).to_have_value(OTHER)
     page.reload()
     expect(sides.nth(0)).to_have_id(right.id)
-    expect(page.get_by_label("Question")).to_have_value("Tell me a long story about the sea.")
+    expect(page.locator("#compare-prompt")).to_have_value("Tell me all you know about the sea.")
     sides.nth(1).get_by_role("button", name="This one is better").click()
     expect(sides.nth(1)).to_contain_text("You said this one is better")
     expect(page.get_by_role("button", name="This one is better")).to_have_count(0)
@@ -98,12 +98,12 @@ def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_pag
 
 def test_stopping_both(box: Daemon, open_page: OpenPage) -> None:
     page = open_page(f"{box.url}/playground/compare?left=base&right={ONE}&max_tokens=600")
-    page.get_by_label("Question").fill("Write a very long story about the sea.")
+    page.locator("#compare-prompt").fill("Write a very long story about the sea.")
     page.get_by_role("button", name="Ask both").click()
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#answers")).to_contain_text("(stopped)")
-    expect(page.get_by_label("Question")).to_have_value("Write a very long story about the sea.")
+    expect(page.locator("#compare-prompt")).to_have_value("Write a very long story about the sea.")
     with opened(box.home) as store:
         assert all("story" not in one.query for one in store.completions.recent(5))
 
@@ -111,16 +111,16 @@ def test_stopping_both(box: Daemon, open_page: OpenPage) -> None:
 def test_without_scripts_and_sound(box: Daemon, open_page: OpenPage) -> None:
     page = open_page(f"{box.url}/playground/compare?left={ONE}&prompt={'Who are you?'}", scripts=False)
     expect(page.get_by_label("Right")).to_have_value("base")
-    page.get_by_label("Question").fill(NASTY)
+    page.locator("#compare-prompt").fill(NASTY)
     page.get_by_text("How it answers").click()
     page.get_by_label("Seed").fill("-1")
     page.get_by_role("button", name="Ask both").last.click()
     expect(page.get_by_role("alert")).to_contain_text("seed is a whole number")
-    expect(page.get_by_label("Question")).to_have_value(NASTY)
+    expect(page.locator("#compare-prompt")).to_have_value(NASTY)
     page.get_by_label("Seed").fill("3")
     page.get_by_role("button", name="Change sides").click()
     expect(page.get_by_label("Left")).to_have_value("base")
-    expect(page.get_by_label("Question")).to_have_value(NASTY)
+    expect(page.locator("#compare-prompt")).to_have_value(NASTY)
     page.get_by_role("button", name="Ask both").last.click()
     sides = page.locator(".side-answer")
     expect(sides).to_have_count(2)

@@ -170,7 +170,7 @@ def test_a_restart_and_a_stop_finish_what_is_answered_by_https(start_daemon: Sta
         base_url=f"https://localhost:{port}", verify=trust, trust_env=False, timeout=60
     ) as http:
         assert http.get("/ready").status_code == 200  # a connection that stays open
-        with http.stream("POST", "/v1/chat/completions", json={**LONG, "max_tokens": 120}) as answer:
+        with http.stream("POST", "/v1/chat/completions", json={**LONG, "max_tokens": 40}) as answer:
             lines = answer.iter_lines()
             next(lines)
             assert daemon.process is not None
