@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 help:
 	@echo "make run     set up and start the daemon on $(BIND)"
 	@echo "make test    set up and run all tests          (ARGS=\"tests/cli -x\" for some)"
-	@echo "make planted bad adapters of twenty kinds at the gate; minutes, and not part of make test"
+	@echo "make planted bad adapters of twenty kinds at the gate, and what a good one learns; minutes, and not part of make test"
 	@echo "make box     containers, a boot under systemd, a network of its own; needs root, not part of make test"
 	@echo "make faults  kills, full disks, jumping clocks against real daemons; not part of make test"
 	@echo "make fuzz    thousands of generated requests and files; not part of make test"
@@ -41,7 +41,7 @@ test: .venv/.dev .venv-ort/.done browser
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 planted: .venv/.dev
-	$(BIN)/python -m pytest -m planted tests/learning/test_planted.py $(ARGS)
+	$(BIN)/python -m pytest -m planted $(ARGS)
 
 box: .venv/.dev .venv-ort/.done
 	$(BIN)/python -m pytest -m box -v -s $(ARGS)
@@ -49,7 +49,7 @@ box: .venv/.dev .venv-ort/.done
 faults: .venv/.dev .venv-ort/.done
 	$(BIN)/python -m pytest -m faults -v -s $(ARGS)
 	SHAMMAH_TEST_KILLS=30 SHAMMAH_TEST_REQUESTS=720 $(BIN)/python -m pytest -v -s -k "kill or grow or memory_stays" \
-		tests/e2e/test_kill.py tests/e2e/test_soak.py tests/engine/test_mixed.py tests/learning/test_resume.py
+		tests/e2e/test_kill.py tests/e2e/test_soak.py tests/engine/test_mixed.py
 
 fuzz: .venv/.dev
 	$(BIN)/python -m pytest -m fuzz -v -s $(ARGS)

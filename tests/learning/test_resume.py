@@ -32,7 +32,7 @@ from .test_trainer import ROWS
 
 STATE = {"0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "0.step": np.float32(7)}
 LIVES = Path(__file__).with_name("lives.py")
-KILLS = min(20, int(os.environ.get("SHAMMAH_TEST_KILLS", "8")))
+KILLS = 20
 
 
 def arguments(place: Path, bundle: Bundle, **settings: Any) -> list[str]:
@@ -63,8 +63,8 @@ def live(trainer: list[str], lives: list[tuple[str, int] | None]) -> list[dict[s
     return [line for line in said if "life" in line]
 
 
-@pytest.mark.slow
-def test_killed_again_and_again_it_ends_as_if_it_had_not_been(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.faults
+def test_killed_twenty_times_it_ends_as_if_it_had_not_been(tmp_path: Path, bundle: Bundle) -> None:
     quick = {"layers": 0.2, "epochs": 2, "batch_tokens": 28, "nice": 0, "checkpoint_seconds": 0}
     (whole,) = live(arguments(tmp_path / "whole", bundle, **quick), [None])
     assert whole["life"] == 0
@@ -77,7 +77,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(tmp_path: Path, bu
     reach = {name: moments[name] for name in ("load", "start", "end")}
     reach |= {name: 2 * moments[name] // steps for name in ("training", "checkpoint")}
     chosen = random.Random(20261125)
-    phases = ["load", "start", "training", "training", "checkpoint", "checkpoint"] * (KILLS // 6)
+    phases = ["load", "start", "training", "training", "checkpoint", "checkpoint"] * 3
     chosen.shuffle(phases)
     phases += ["end"] * (KILLS - len(phases))  # where a trainer is until it has written its adapter
     deaths = [(phase, chosen.randint(1, reach[phase])) for phase in phases]
@@ -87,7 +87,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(tmp_path: Path, bu
     events = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
     resumed = [event["step"] for event in events if event["event"] == "resumed"]
     assert resumed == sorted(resumed)
-    assert len(set(resumed)) >= KILLS // 5
+    assert len(set(resumed)) >= 4
     assert resumed[-1] == steps
     one, two = (load_file(tmp_path / name / "candidate.safetensors") for name in ("whole", "killed"))
     assert one.keys() == two.keys()

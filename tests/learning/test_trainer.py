@@ -358,7 +358,7 @@ def score(model: OfflineModel, tokenizer: Tokenizer, answer: str) -> float:
     return float(model.logprobs(prompt, tokenizer.encode_answer(answer, end=True)).sum())
 
 
-@pytest.mark.slow
+@pytest.mark.planted
 def test_it_teaches_and_the_rejected_answer_gains_nothing(
     tmp_path: Path, bundle: Bundle, tokenizer: Tokenizer
 ) -> None:
