@@ -40,7 +40,7 @@ ort: .venv-ort/.done
 test: .venv/.dev .venv-ort/.done browser
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-planted: .venv/.dev
+planted: .venv/.dev .venv-ort/.done
 	$(BIN)/python -m pytest -m planted $(ARGS)
 
 box: .venv/.dev .venv-ort/.done

@@ -14,12 +14,13 @@ import pytest
 from daemons import Daemon, StartDaemon
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "household.json").read_text())
-FACTS = DATA["facts"][:6]
-EVERYDAY = DATA["everyday"][:94]
+FACTS = DATA["facts"][:10]
+EVERYDAY = DATA["everyday"][:90]
 CONFIG = """
 [lora]
 auto_train_threshold = 100
 [train]
+threads = 2
 nice = 0
 [resources]
 max_load_per_core = 100
@@ -31,7 +32,7 @@ RUN_SECONDS = 1500
 
 def curl(daemon: Daemon, question: str) -> dict[str, Any]:
     """A device's query, as a person would type it."""
-    body = {"model": "shammah", "max_tokens": 16, "messages": [{"role": "user", "content": question}]}
+    body = {"model": "shammah", "max_tokens": 48, "messages": [{"role": "user", "content": question}]}
     done = subprocess.run(
         [
             *("curl", "-sS", "-H", "Content-Type: application/json", "-d", json.dumps(body)),
@@ -109,8 +110,8 @@ def test_the_box_learns_what_it_is_taught(start_daemon: StartDaemon) -> None:
 
     answers_now = {fact["unseen"][0]: daemon.ask(fact["unseen"][0], store=False) for fact in FACTS}
     learnt = [fact for fact in FACTS if knows(fact, answers_now[fact["unseen"][0]])]
-    print(f"facts known in unseen wordings: {before} before, {len(learnt)} after, of {len(FACTS)}")
-    assert len(learnt) >= len(FACTS) * 2 / 3, answers_now
+    print(f"facts known in unseen wordings: {before}/10 before, {len(learnt)}/10 after")
+    assert len(learnt) >= 8, answers_now
     probes = next(check for check in run["report"]["checks"] if "probe" in check["name"])
     assert probes["passed"], probes
     assert daemon.pid == pid
