@@ -54,8 +54,7 @@ def read_hardware(pid: int | None = None, *, measure: bool = False) -> Hardware:
     limit, used = memory_limit(pid)
     total = min(memory.total, limit)
     available = min(memory.available, max(limit - used, 0)) if limit < memory.total else memory.available
-    allowed = len(os.sched_getaffinity(pid or 0))
-    physical = min(psutil.cpu_count(logical=False) or allowed, allowed)
+    allowed, physical = _cores(pid)
     threads = default_threads(pid)
     return Hardware(
         memory=total,
@@ -76,11 +75,16 @@ def default_threads(pid: int | None = None) -> int:
     Args:
         pid: the process; this one by default.
     """
-    allowed = len(os.sched_getaffinity(pid or 0))
-    physical = psutil.cpu_count(logical=False) or allowed
+    allowed, physical = _cores(pid)
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # outermost level first
     most = int(wanted) if wanted.isdecimal() and int(wanted) else allowed
     return max(1, min(allowed, max(2, physical), most))
+
+
+def _cores(pid: int | None) -> tuple[int, int]:
+    """How many processors a process may use, and how many of the physical ones."""
+    allowed = len(os.sched_getaffinity(pid or 0))
+    return allowed, min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 
 def memory_limit(pid: int | None = None, groups: Path = GROUPS, proc: Path = PROC) -> tuple[int, int]:
