@@ -44,20 +44,20 @@ def install_bundle(home: Home, bundle: Bundle) -> None:
     target = home.models / bundle.path.name
     if not target.exists():
         shutil.copytree(bundle.path, target, copy_function=_link)
-    lend_measures(home, bundle)
+    lend_measures(home.runs, bundle)
 
 
-def lend_measures(home: Home, bundle: Bundle) -> None:
+def lend_measures(place: Path, bundle: Bundle) -> None:
     """What the gate has measured of base, and of adapters that come again, is the same in every test."""
-    kept, mine = _kept_measures(bundle), home.runs / CACHE
+    kept, mine = _kept_measures(bundle), place / CACHE
     if kept.exists() and not mine.exists():
         shutil.copy2(kept, mine)
 
 
-def keep_measures(home: Home, bundle: Bundle) -> None:
+def keep_measures(place: Path, bundle: Bundle) -> None:
     """For the tests to come."""
-    if (home.runs / CACHE).exists():
-        write_atomic(_kept_measures(bundle), (home.runs / CACHE).read_bytes())
+    if (place / CACHE).exists():
+        write_atomic(_kept_measures(bundle), (place / CACHE).read_bytes())
 
 
 def _kept_measures(bundle: Bundle) -> Path:
@@ -218,7 +218,7 @@ def start_daemon(bundle: Bundle, tmp_path: Path) -> Iterator[StartDaemon]:
     yield start
     for daemon in started:
         daemon.kill()
-        keep_measures(daemon.home, bundle)
+        keep_measures(daemon.home.runs, bundle)
 
 
 @pytest.fixture(scope="module")

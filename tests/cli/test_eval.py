@@ -38,7 +38,7 @@ def measured(boxed: Home, bundle: Bundle, tmp_path: Path) -> Home:
     arguments = ["--bundle", bundle.path, "--adapter", boxed.adapters / "adapter_one.safetensors"]
     arguments += ["--limits", limits, "--out", tmp_path / "report.json", "--threads", 0]
     assert gate.main([*map(str, arguments), "--cache", str(boxed.runs / CACHE)]) == 0
-    keep_measures(boxed, bundle)
+    keep_measures(boxed.runs, bundle)
     return boxed
 
 

@@ -115,7 +115,7 @@ async def running(
             return False
         return row.withdrawn is None
 
-    lend_measures(home, bundle)
+    lend_measures(home.runs, bundle)
     adapter, _ = registry.load_at_start(accepted)
     engine = Engine(bundle, tokenizer, MODEL, adapter)
     switch = Switch(registry, store, engine, events)
@@ -128,7 +128,7 @@ async def running(
         await learning.stop()
         await asyncio.to_thread(engine.stop)
         store.close()
-        keep_measures(home, bundle)
+        keep_measures(home.runs, bundle)
 
 
 def add(store: Store, query: str, response: str, **fields: Any) -> Example:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from daemons import keep_measures, lend_measures
 
-from appliance.files import write_atomic
 from appliance.learning import gate
 from appliance.learning.judge import CACHE
 from appliance.model.bundle import Bundle
@@ -30,23 +30,20 @@ def garden(bundle: Bundle, cache: Path) -> Garden:
 
 
 @pytest.fixture
-def judge(garden: Garden, cache: Path, tmp_path: Path) -> Judge:
+def judge(garden: Garden, tmp_path: Path) -> Judge:
     """The gate's program in this process, with the default limits."""
-    kept = tmp_path / CACHE
-    if (cache / CACHE).exists():
-        kept.write_bytes((cache / CACHE).read_bytes())
+    lend_measures(tmp_path, garden.bundle)
 
     def run(adapter: Path, current: Path | None = None, earlier: bool = False) -> dict[str, Any]:
         limits, batch, out = tmp_path / "limits.json", tmp_path / "examples.jsonl", tmp_path / "report.json"
         limits.write_text(GateConfig().model_dump_json())
         batch.write_text("".join(json.dumps(row) + "\n" for row in garden.examples(earlier)))
         arguments = ["--bundle", garden.bundle.path, "--adapter", adapter, "--examples", batch]
-        arguments += ["--limits", limits, "--out", out, "--cache", kept, "--threads", "2"]
+        arguments += ["--limits", limits, "--out", out, "--cache", tmp_path / CACHE, "--threads", "2"]
         if current is not None:
             arguments += ["--current", current]
         assert gate.main([str(argument) for argument in arguments]) == 0
-        if kept.exists():
-            write_atomic(cache / CACHE, kept.read_bytes())
+        keep_measures(tmp_path, garden.bundle)
         report: dict[str, Any] = json.loads(out.read_text())
         print(report["seconds"], report["summary"])
         return report
