@@ -216,6 +216,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         await parts.learning.stop()
         drafts.stop()
         await asyncio.to_thread(parts.engine.stop)
+        await asyncio.to_thread(parts.grammars.stop)
         await asyncio.to_thread(parts.collector.stop)
         await asyncio.to_thread(parts.meter.stop)
         await asyncio.to_thread(parts.mirror.stop)

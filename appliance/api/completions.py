@@ -10,11 +10,12 @@ from sanic import json as json_response
 
 from appliance.api import tools
 from appliance.api.answer import Answer, Choice, Piece
+from appliance.api.auth import device_of
 from appliance.api.errors import parse
 from appliance.api.generation import begin, collect, finish, stream
 from appliance.api.logprobs import TextLogprobs, chat_logprobs
 from appliance.api.schemas import ChatBody, CompletionBody
-from appliance.engine.constraint import Constraint, json_grammar
+from appliance.engine.constraint import Constraint, Grammars, json_grammar
 
 blueprint = Blueprint("completions", url_prefix="/v1")
 
@@ -31,7 +32,7 @@ async def chat(request: Request) -> HTTPResponse | None:
         "chatcmpl",
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        constraint=await asyncio.to_thread(_constraint, request.app.ctx, body),
+        constraint=await _constraint(request, body),
         calls=bool(tools.offered(body)),
     )
 
@@ -99,15 +100,21 @@ async def complete(request: Request) -> HTTPResponse | None:
     return json_response({**head(), "choices": whole, "usage": answer.usage})
 
 
-def _constraint(ctx: Any, body: ChatBody) -> Constraint | None:
+async def _constraint(request: Request, body: ChatBody) -> Constraint | None:
     """The grammar that the answer must follow; compiling it takes a moment."""
-    compiled: Constraint | None = None
+    ctx, device = request.app.ctx, device_of(request)
     schema = body.response_format.schema_of_answer if body.response_format else None
-    if schema is not None:
-        compiled = ctx.grammars.compile(json_grammar(schema), "response_format")
-    if tools.offered(body):
-        compiled = ctx.grammars.compile(tools.grammar(ctx.tokenizer, body), "tools")
-    return compiled
+
+    def make() -> Constraint:
+        if tools.offered(body):
+            return tools.compiled(ctx.grammars, ctx.tokenizer, body)
+        grammars: Grammars = ctx.grammars
+        return grammars.compile(json_grammar(schema), "response_format")
+
+    if schema is None and not tools.offered(body):
+        return None
+    grammars: Grammars = ctx.grammars
+    return await grammars.prepare(device.id if device else request.ip, make)
 
 
 def _chat_choice(request: Request, body: ChatBody, choice: Choice) -> dict[str, Any]:

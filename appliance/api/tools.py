@@ -8,14 +8,20 @@ system message, and calls and results of earlier turns are written out as text.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Container, Sequence
 from typing import Any
 
 from appliance.api.messages import Function, NamedTool, Tool
 from appliance.api.schemas import ChatBody
-from appliance.engine.constraint import json_rule
+from appliance.engine.constraint import Constraint, Grammars, json_grammar, json_rule
+from appliance.engine.json_schema import measure
+from appliance.errors import InvalidRequest
 from appliance.model.tokenizer import CALL_BEGIN, CALL_END, Tokenizer
 
+MAX_TEXT = 400_000  # characters of all schemas together
+BLAME_SECONDS = 5.0
+"""For finding out which tool it is that cannot be served."""
 MAX_CALLS = 8  # in one answer: a small model would go on calling
 HEAD, MIDDLE, TAIL = '{"name": "', '", "arguments": ', "}"
 """What stands around name and arguments in a call's line. The grammar forces it, the reader relies on it."""
@@ -41,10 +47,59 @@ def encode(tokenizer: Tokenizer, body: ChatBody) -> list[int]:
     return tokenizer.encode_chat(_spelt_out(messages, tools))
 
 
-def grammar(tokenizer: Tokenizer, body: ChatBody) -> str:
-    """The grammar of an answer that may, or must, call one of the offered tools."""
+def compiled(grammars: Grammars, tokenizer: Tokenizer, body: ChatBody) -> Constraint:
+    """The grammar of an answer that may, or must, call one of the offered tools.
+
+    Raises:
+        InvalidRequest: a schema cannot be served; names the tool, and where in the schema.
+    """
+    try:
+        return grammars.compile(grammar(tokenizer, body), "tools")
+    except InvalidRequest:
+        loose = _blame(grammars, body)
+    return grammars.compile(grammar(tokenizer, body, loose), "tools")
+
+
+def _blame(grammars: Grammars, body: ChatBody) -> frozenset[int]:
+    """The tools whose schemas the compiler does not take; they may have any arguments.
+
+    Raises:
+        InvalidRequest: one of these is `strict`, or too costly, or the answer's format is at fault.
+    """
+    if (schema := body.response_format and body.response_format.schema_of_answer) is not None:
+        grammars.compile(json_grammar(schema), "response_format")
+    loose = set()
+    began = time.monotonic()
+    for at, function in _callable(body):
+        verdict = grammars.verdict(f"start: {_rule(at, function)}\n")
+        if verdict.reason and (function.strict or verdict.costly):
+            raise InvalidRequest(
+                f"Tool {function.name!r} cannot be served: {verdict.reason}",
+                param=_param(at),
+                code="invalid_value",
+            )
+        if verdict.reason:
+            loose.add(at)
+        if time.monotonic() - began > BLAME_SECONDS:
+            break
+    return frozenset(loose)
+
+
+def grammar(tokenizer: Tokenizer, body: ChatBody, loose: Container[int] = ()) -> str:
+    """The text of that grammar.
+
+    Args:
+        tokenizer: of the model.
+        body: the request.
+        loose: places of tools that may have any arguments.
+
+    Raises:
+        InvalidRequest: a schema cannot be served.
+    """
+    functions = _callable(body)
+    if sum(measure(function.parameters) for _, function in functions) > MAX_TEXT:
+        raise InvalidRequest("The tools are too large.", param="tools", code="invalid_value")
     named = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
-    functions = [tool.function for tool in offered(body) if named in (None, tool.function.name)]
     most = 1 if named or body.parallel_tool_calls is False else MAX_CALLS
     must = named is not None or body.tool_choice == "required"
     schema = body.response_format.schema_of_answer if body.response_format else None
@@ -54,7 +109,7 @@ def grammar(tokenizer: Tokenizer, body: ChatBody) -> str:
     rules = [f'more: "\\n" {begin} "\\n" call "\\n" {end}']
     if must or schema is not None:
         first = begin
-        answer = json_rule(schema) if schema is not None else ""
+        answer = json_rule(schema, "response_format") if schema is not None else ""
     else:
         # Lazy: as soon as the mark is complete it is a call that follows, not more text.
         rules += [r"TEXT: /(.|\n)*/", f"spelt[lazy]: TEXT {_quoted(CALL_BEGIN)}"]
@@ -68,12 +123,30 @@ def grammar(tokenizer: Tokenizer, body: ChatBody) -> str:
     if not must:
         rules.append(f"answer: {answer}")
     calls = f'({first}) "\\n" call "\\n" {end}' + (f" more{{0,{most - 1}}}" if most > 1 else "")
-    rules.append("call: " + " | ".join(f"call_{at}" for at in range(len(functions))))
-    for at, function in enumerate(functions):
+    rules.append("call: " + " | ".join(f"call_{at}" for at, _ in functions))
+    for at, function in functions:
         head = _quoted(f"{HEAD}{function.name}{MIDDLE}")
         rules.append(f"call_{at}: {head} arguments_{at} {_quoted(TAIL)}")
-        rules.append(f"arguments_{at}: {json_rule(_arguments(function))}")
+        arguments = json_rule({"type": "object"}, _param(at)) if at in loose else _rule(at, function)
+        rules.append(f"arguments_{at}: {arguments}")
     return "\n".join([f"start: {calls}" if must else f"start: answer | {calls}", *rules]) + "\n"
+
+
+def _callable(body: ChatBody) -> list[tuple[int, Function]]:
+    """The functions that may be called, with their places among the tools."""
+    named = body.tool_choice.function.name if isinstance(body.tool_choice, NamedTool) else None
+    functions = enumerate(tool.function for tool in offered(body))
+    return [(at, function) for at, function in functions if named in (None, function.name)]
+
+
+def _param(at: int) -> str:
+    return f"tools[{at}].function.parameters"
+
+
+def _rule(at: int, function: Function) -> str:
+    """The rule of a function's arguments. Without `strict` nobody was promised that all of it is followed."""
+    strict = bool(function.strict)
+    return json_rule(_arguments(function), _param(at), strict=strict, of=f"Tool {function.name!r}")
 
 
 def _arguments(function: Function) -> dict[str, Any]:

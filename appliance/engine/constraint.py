@@ -3,30 +3,44 @@
 llguidance compiles the grammar and says before each token which ones may come next. It reads the plain
 vocabulary of `tokenizer.json`, where control tokens bear their own names: what is constrained is what
 the model says, and no user's text passes through here.
+
+What a client's schema can cost is bounded four times: `json_schema.py` screens it, `trial.py` compiles it
+in another process first, compiling has a thread of its own here and takes turns among clients, and each
+answer may spend so much on its tokens and no more.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import re
 import threading
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import llguidance
-import llguidance.numpy as bitmasks
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.errors import InvalidRequest
+from appliance.engine import json_schema
+from appliance.engine.trial import STACK, Trial, TrialFailed, compile_grammar, load_tokenizer
+from appliance.engine.way_out import Search, Vocabulary, WayOut
+from appliance.errors import Busy, InvalidRequest
 from appliance.model.bundle import Bundle
 
-KEPT = 4  # compiled grammars that are kept; clients send the same few again and again
+KEPT = 8  # compiled grammars that are kept; clients send the same few again and again
+REMEMBERED = 1000  # grammars of which is known whether they compile
 MAX_CHARS = 200_000  # of a grammar's text
+WAITING = 8  # grammars of one client that wait to be compiled
+COST_SECONDS = 1.0
+"""Of processor time, for the masks of an answer, and as much again for each token as:"""
+COST_PER_TOKEN = 0.005
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): |failed to compile JSON schema: ")
-# What a hostile schema can cost is bounded: milliseconds a token, and memory, up to 1 kB a lexer state. An
-# honest one needs a state for each character of its longest string.
-_LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 # A space after `:` and `,` and no other white space: a small model would go on indenting for ever.
 _JSON_OPTIONS: dict[str, Any] = {
     "whitespace_flexible": False,
@@ -41,10 +55,11 @@ _JSON_OPTIONS: dict[str, Any] = {
 class Matcher:
     """Where one answer stands in its grammar. Not thread-safe."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, way: WayOut | None = None) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
-        self._bits = bitmasks.allocate_token_bitmask(1, vocab_size)
+        self._way = way
+        self._left = COST_SECONDS
 
     @property
     def complete(self) -> bool:
@@ -62,22 +77,44 @@ class Matcher:
         Raises:
             InvalidRequest: the grammar has become too complex to go on.
         """
-        bitmasks.fill_next_token_bitmask(self._matcher, self._bits)
-        self._check()
-        bits = np.unpackbits(self._bits.view(np.uint8)[0], count=self._vocab_size, bitorder="little")
+        if self._way is not None and self._way.due:
+            return self.way_out()
+        began = time.thread_time()
+        mask = self._matcher.compute_bitmask()
+        self._check(began)
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=self._vocab_size, bitorder="little")
         return bits.view(np.bool_)
 
-    def take(self, token: int) -> None:
-        """Go on by a token that was allowed.
+    def way_out(self) -> NDArray[np.bool_]:
+        """[vocab] the one token that leads to an end within the room; after `take` has said no."""
+        assert self._way is not None
+        only = np.zeros(self._vocab_size, np.bool_)
+        only[self._way.next] = True
+        return only
+
+    def take(self, token: int) -> bool:
+        """Go on by a token that was allowed; False when the answer could not be ended within its room then.
 
         Raises:
             InvalidRequest: the grammar has become too complex to go on.
         """
-        self._matcher.consume_token(token)
-        self._check()
+        began = time.thread_time()
+        if self._way is None:
+            self._matcher.consume_token(token)
+        else:
+            ahead = self._matcher.deep_copy()
+            ahead.consume_token(token)
+            if not ahead.is_error() and not self._way.follow(ahead, token):
+                self._check(began)
+                return False
+            self._matcher = ahead
+        self._left += COST_PER_TOKEN
+        self._check(began)
+        return True
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
+    def _check(self, began: float) -> None:
+        self._left -= time.thread_time() - began
+        if self._matcher.is_error() or self._left < 0:
             raise InvalidRequest(
                 "The answer's format became too complex to follow; use a simpler schema.",
                 code="invalid_value",
@@ -87,27 +124,81 @@ class Matcher:
 class Constraint:
     """A compiled grammar."""
 
-    def __init__(self, start: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, start: llguidance.LLMatcher, vocab_size: int, vocabulary: Vocabulary) -> None:
+        """Look for the shortest answer, too."""
         self._start = start
         self._vocab_size = vocab_size
+        self._ends = vocabulary.ends
+        self._search = Search(vocabulary)
+        found = self._search.find(start, MAX_CHARS)
+        self._shortest = found[0] if found else None
 
-    def begin(self) -> Matcher:
-        """A matcher at the beginning of an answer; takes microseconds."""
-        return Matcher(self._start.deep_copy(), self._vocab_size)
+    def begin(self, limit: int | None = None) -> Matcher:
+        """A matcher at the beginning of an answer; takes microseconds.
+
+        Args:
+            limit: tokens that the answer may have. Where any answer fits into them, this one ends within.
+        """
+        way = None
+        if limit is not None and self._shortest is not None and len(self._shortest) <= limit:
+            way = WayOut(self._search, self._shortest, limit, self._ends)
+        return Matcher(self._start.deep_copy(), self._vocab_size, way)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of trying a grammar out: the reason why it cannot be served, empty if it can."""
+
+    reason: str
+    costly: bool = False
 
 
 class Grammars:
-    """Compiles grammars for one bundle. Thread-safe; call it off the event loop."""
+    """Compiles grammars for one bundle. Thread-safe."""
 
     def __init__(self, bundle: Bundle) -> None:
         """Nothing is loaded before the first grammar: it costs 0.3 s and 50 MB."""
-        self._bundle = bundle
-        self._lock = threading.Lock()
-        self._tokenizer: llguidance.LLTokenizer | None = None
-        self._kept: OrderedDict[str, Constraint] = OrderedDict()
+        manifest = bundle.manifest
+        self._file = bundle.path / "tokenizer.json"
+        self._eos = list(manifest.eos_ids)
+        self._vocab_size = manifest.vocab_size
+        self._lock = threading.Lock()  # of what is kept
+        self._compiling = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+        self._trial = Trial(self._file, self._vocab_size, self._eos)
+        self._kept: OrderedDict[bytes, Constraint] = OrderedDict()
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._thread: ThreadPoolExecutor | None = None
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._waiting: Counter[str] = Counter()
+
+    async def prepare(self, client: str, make: Callable[[], Constraint]) -> Constraint:
+        """Run what compiles a client's grammar, in the thread for that.
+
+        One at a time for each client, so that each waits for one of each other's at most.
+
+        Args:
+            client: who asks.
+            make: calls `compile`.
+
+        Raises:
+            Busy: too many of this client's wait already.
+            ShammahError: what `make` raises.
+        """
+        if self._waiting[client] >= WAITING:
+            raise Busy("Too many answers' formats of this client are being compiled. Retry in a few seconds.")
+        self._waiting[client] += 1
+        turn = self._turns.setdefault(client, asyncio.Lock())
+        try:
+            async with turn:
+                return await asyncio.wrap_future(self._worker().submit(make))
+        finally:
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client], self._turns[client]
 
     def compile(self, grammar: str, param: str) -> Constraint:
-        """Compile a grammar in llguidance's dialect of Lark; see `json_grammar`.
+        """Compile a grammar in llguidance's dialect of Lark; see `json_grammar`. Call it off the event loop.
 
         Args:
             grammar: its text.
@@ -115,55 +206,116 @@ class Grammars:
 
         Raises:
             InvalidRequest: it is malformed, unsatisfiable, too large, or asks for what is not supported.
+            Unavailable: it cannot be tried out just now.
         """
         if len(grammar) > MAX_CHARS:
             raise InvalidRequest(f"{param} is too large.", param=param, code="invalid_value")
+        key = _key(grammar)
         with self._lock:
-            kept = self._kept.get(grammar)
+            kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(grammar)
+                self._kept.move_to_end(key)
                 return kept
-            tokenizer = self._load()
-        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
-        constraint = Constraint(matcher, self._bundle.manifest.vocab_size)
-        if not matcher.is_error():
-            # Some grammars only show at their first token that they are too complex.
-            bitmasks.fill_next_token_bitmask(
-                matcher, bitmasks.allocate_token_bitmask(1, self._bundle.manifest.vocab_size)
-            )
-        if matcher.is_error():
-            raise InvalidRequest(
-                f"{param} cannot be served: {_reason(matcher.get_error())}", param=param, code="invalid_value"
-            )
+        with self._compiling:
+            reason = self._tried(key, grammar).reason
+            if not reason:
+                vocabulary = self._load()
+                matcher = compile_grammar(vocabulary.tokenizer, grammar)
+                reason = _reason(matcher.get_error())
+            if reason:
+                raise InvalidRequest(f"{param} cannot be served: {reason}", param=param, code="invalid_value")
+            constraint = Constraint(matcher, self._vocab_size, vocabulary)
         with self._lock:
-            self._kept[grammar] = constraint
+            self._kept[key] = constraint
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return constraint
 
-    def _load(self) -> llguidance.LLTokenizer:
-        if self._tokenizer is None:
-            manifest = self._bundle.manifest
-            self._tokenizer = llguidance.LLTokenizer(
-                (self._bundle.path / "tokenizer.json").read_text(encoding="utf-8"),
-                n_vocab=manifest.vocab_size,
-                eos_token=list(manifest.eos_ids),
-            )
-        return self._tokenizer
+    def verdict(self, grammar: str) -> Verdict:
+        """Whether a grammar by itself would compile. Call it off the event loop.
+
+        Raises:
+            Unavailable: it cannot be tried out just now.
+        """
+        with self._compiling:
+            return self._tried(_key(grammar), grammar)
+
+    def stop(self) -> None:
+        """End the child process and the thread, as far as there are any."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        self._trial.stop()
+
+    def _tried(self, key: bytes, grammar: str) -> Verdict:
+        """What the trial says; each grammar is tried once."""
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            try:
+                verdict = Verdict(_reason(self._trial.run(grammar)))
+            except TrialFailed as error:
+                verdict = Verdict(str(error), costly=True)
+            self._verdicts[key] = verdict
+            if len(self._verdicts) > REMEMBERED:
+                self._verdicts.popitem(last=False)
+        return verdict
+
+    def _load(self) -> Vocabulary:
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(load_tokenizer(self._file, self._vocab_size, self._eos))
+        return self._vocabulary
+
+    def _worker(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            before = threading.stack_size(STACK)  # as deep as in the trial
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+            self._thread.submit(int)
+            threading.stack_size(before)
+        return self._thread
 
 
-def json_rule(schema: dict[str, Any]) -> str:
-    """A JSON schema as the right side of a grammar's rule."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}"
+def json_rule(schema: Any, param: str, *, strict: bool = True, of: str = "") -> str:
+    """A JSON schema as the right side of a grammar's rule.
+
+    Args:
+        schema: as the client sent it.
+        param: the request's field it comes from.
+        strict: refuse what cannot be followed rather than leave it out.
+        of: whose it is, for the message.
+
+    Raises:
+        InvalidRequest: it cannot be served; says where in it and why.
+    """
+    try:
+        served = json_schema.serve(schema, strict=strict)
+    except json_schema.SchemaRefused as error:
+        whose = f"{of}, {param}" if of else param
+        raise InvalidRequest(
+            f"{whose} cannot be served: {error}", param=param, code="invalid_value"
+        ) from error
+    if served is True:
+        served = {}
+    elif served is False:
+        served = {"enum": []}  # says in the compiler's words that nothing fits
+    return f"%json {json.dumps({**served, 'x-guidance': _JSON_OPTIONS})}"
 
 
-def json_grammar(schema: dict[str, Any]) -> str:
-    """The grammar of one JSON text that is valid against a schema."""
-    return f"start: {json_rule(schema)}\n"
+def json_grammar(schema: Any, param: str = "response_format") -> str:
+    """The grammar of one JSON text that is valid against a schema.
+
+    Raises:
+        InvalidRequest: the schema cannot be served.
+    """
+    return f"start: {json_rule(schema, param)}\n"
+
+
+def _key(grammar: str) -> bytes:
+    return hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
 
 
 def _reason(error: str) -> str:
     """llguidance's message without places in a text that the caller never saw, and without its switches."""
+    if not error:
+        return ""
     first, *more = (line.strip() for line in error.splitlines() if line.strip())
     message = _PLACE.sub("", first).partition(". Enable ")[0]
     # A regular expression's fault is drawn over several lines; one of them says what it is.

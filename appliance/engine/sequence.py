@@ -59,7 +59,7 @@ class Sequence:
         self._limit = limit
         self._eos = frozenset(tokenizer.eos_ids)
         self._sampler = Sampler(request.sampling, request.prompt)
-        self._matcher = request.constraint.begin() if request.constraint else None
+        self._matcher = request.constraint.begin(limit) if request.constraint else None
         self._text = tokenizer.stream()
         self._stops = StopMatcher(request.stop)
         self._unsent: list[TokenLogprob] = []
@@ -111,6 +111,10 @@ class Sequence:
         if self._matcher is None:
             return self._sampler.sample(logits)
         token = self._sampler.sample(logits, self._matcher.allowed())
+        if token in self._eos or self._matcher.take(token):
+            return token
+        # It opens more than the room left can close.
+        token = self._sampler.sample(logits, self._matcher.way_out())
         if token not in self._eos:
             self._matcher.take(token)
         return token
