@@ -62,9 +62,19 @@ class Matcher:
         self._left = COST_SECONDS
 
     @property
+    def bound(self) -> bool:
+        """Whether the answer is known to end within its room."""
+        return self._way is not None
+
+    @property
     def complete(self) -> bool:
         """Whether the answer follows the grammar and nothing can come after it."""
         return bool(self._matcher.is_stopped())
+
+    @property
+    def closed(self) -> bool:
+        """Whether what was said is whole, though more could follow: a number, one call of several."""
+        return self._way is not None and self._way.closed
 
     @property
     def accepting(self) -> bool:
@@ -130,7 +140,7 @@ class Constraint:
         self._vocab_size = vocab_size
         self._ends = vocabulary.ends
         self._search = Search(vocabulary)
-        found = self._search.find(start, MAX_CHARS)
+        found = self._search.find(start, MAX_CHARS, shortest=True)
         self._shortest = found[0] if found else None
 
     def begin(self, limit: int | None = None) -> Matcher:

@@ -103,7 +103,8 @@ class Sequence:
         if self._matcher is not None and self._matcher.complete:
             return self._end("stop", text)  # only the end of turn could follow
         if self.generated >= self._limit:
-            return self._end("length", text)
+            closed = self._matcher is not None and self._matcher.closed
+            return self._end("stop" if closed else "length", text)
         self._send(text, None)
         return False
 

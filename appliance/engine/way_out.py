@@ -22,11 +22,14 @@ STEPS = 400
 """Places looked at in one search. An honest schema needs one for each decision it asks for."""
 LONGEST = 1500
 """Tokens of a way out that is still looked for."""
-_CLOSING = (b'"}', b'"]', b"}", b"]", b"}}", b"]}", b"}]", b"]]", b'"')
-_SCALARS = (b"null", b"0", b"1", b'""', b"true", b"false", b"5", b"9", b"-")
+_CLOSING = (b"}}", b"]}", b"}]", b"]]", b"}", b"]")
+_UNQUOTING = (b'"}', b'"]', b'"')
+_NEXT = (b", ", b",", b":")
+_SCALARS = (b"null", b"0", b"1", b'""', b"true", b"false", b"5", b"9", b"-", b".")
 _OPENING = (b"[]", b"{}", b'"', b"[", b"{")
-_GOING_ON = (b'", "', b", ", b",", b'"', b":", b".", b"0")
-_NESTING = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_PLAIN = (b"a", b"e", b"A", b"0", b"1", b".", b"-", b" ", b"/", b":", b"@", b"_")
+# What a decision more costs, as against a token that is less likely to end; and one after which all is as before.
+_STEP, _STILL = 0.01, 0.3
 _SIMPLE = 4
 """Tokens that only close: behind them nothing is starved."""
 
@@ -42,10 +45,13 @@ class Vocabulary:
                 place.setdefault(text, ident)
         self.tokenizer = tokenizer
         self.ends = tuple(tokenizer.eos_tokens)
-        self._groups = [
-            np.array([place[text] for text in group if text in place], np.int64)
-            for group in (_CLOSING, _SCALARS, _OPENING, _GOING_ON)
-        ]
+        groups = (_CLOSING, _UNQUOTING, _NEXT, _SCALARS, _OPENING, _PLAIN)
+        *self._groups, self._plain = (
+            np.array([place[text] for text in group if text in place], np.int64) for group in groups
+        )
+        quoted = [ident for text, ident in place.items() if text.endswith(b'"') and len(text) > 1]
+        self._quoted = np.array(sorted(quoted, key=lambda ident: len(texts[ident])), np.int64)
+        self._letter, self._brace, self._empty = (place.get(text, -1) for text in (b"a", b"}", b'""'))
         # The longest first, for what must have some length; those that are only space or marks last.
         plain = [
             len(text) if any(char > 127 or chr(char).isalnum() for char in text) else 0 for text in texts
@@ -54,28 +60,42 @@ class Vocabulary:
 
     def candidates(self, mask: bytes) -> list[int]:
         """A few of the tokens that a mask allows, the likeliest to come to an end first."""
-        allowed = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
-        found: dict[int, None] = {}
-        for group, most in zip(self._groups, (2, 3, 3, 2), strict=True):
-            for ident in group[allowed[group] == 1][:most]:
-                found.setdefault(int(ident))
-        order = self._by_length[allowed[self._by_length] == 1]
-        for ident in order[:1]:
-            found.setdefault(int(ident))
-        if len(found) < 3:
-            for ident in order[-2:]:
-                found.setdefault(int(ident))
-        return [ident for ident in found if ident not in self.ends]
+        allowed = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").view(np.bool_)
+        closing, unquoting, following, scalars, opening = (group[allowed[group]] for group in self._groups)
+        longest = self._by_length[allowed[self._by_length]]
+        if allowed[self._letter] and allowed[self._brace]:  # in a string, where brackets are but text
+            order = [*unquoting[:2], *longest[:1], *self._plain[allowed[self._plain]]]
+        elif allowed[self._empty]:  # where a string begins
+            order = [*closing[:2], *following[:1], *scalars[:3], *unquoting[-1:], *opening[:2], *longest[:1]]
+        elif not (closing.size or following.size or unquoting.size):  # in a number, or a string of some form
+            quoted = self._quoted[allowed[self._quoted]]
+            order = [
+                *quoted[:1],
+                *longest[:1],
+                *scalars[:4],
+                *opening[:2],
+                *self._plain[allowed[self._plain]],
+            ]
+        else:
+            order = [*closing[:2], *following[:1], *unquoting[:2], *scalars[:3], *opening[:2], *longest[:1]]
+        if len(order) < 4:
+            order += [*longest[-2:], *longest[1:2]]
+        return [ident for ident in dict.fromkeys(map(int, order)) if ident not in self.ends]
 
 
 class Search:
-    """Finds ways out, the shorter ones first."""
+    """Finds ways out.
+
+    What looks likeliest to end is followed first, and places where a likely token was passed over come
+    later (limited discrepancy search, Harvey and Ginsberg 1995): a search by length alone would try all
+    short strings before it closes one.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
     def find(
-        self, start: llguidance.LLMatcher, room: int, known: Sequence[int] = (), steps: int = STEPS
+        self, start: llguidance.LLMatcher, room: int, known: Sequence[int] = (), *, shortest: bool = False
     ) -> tuple[list[int], int] | None:
         """A way out, and how much of it is the end of one known before; None when none is found.
 
@@ -83,44 +103,44 @@ class Search:
             start: where it begins; not changed.
             room: tokens it may have.
             known: a way out of the place before: an end of it often fits.
-            steps: places to look at.
+            shortest: look for shorter ones than the first.
         """
-        # By length, and by how much stands open: a search that counts only length would try every list
-        # of two before it closes a list of one.
-        waiting: list[tuple[int, int, llguidance.LLMatcher, tuple[int, ...], int]] = [(0, 0, start, (), 0)]
+        tokenizer = self._vocabulary.tokenizer
+        best: tuple[list[int], int] | None = None
+        most = min(room, LONGEST)
+        # (how unlikely, a number that tells equals apart, where it is, tokens up to there, mask before)
+        waiting: list[tuple[float, int, llguidance.LLMatcher, tuple[int, ...], bytes]]
+        waiting = [(0.0, 0, start, (), b"")]
         number = 0
-        while waiting and steps:
-            _, _, place, path, opened = heapq.heappop(waiting)
-            steps -= 1
-            if place is not start or not path:
-                kept = fitting_end(place, known, self._vocabulary.ends)
-                if kept is not None:
-                    if len(path) + len(kept) <= room:
-                        return [*path, *kept], len(kept)
+        for _ in range(STEPS):
+            if not waiting:
+                break
+            unlikely, _, place, path, before = heapq.heappop(waiting)
+            if len(path) > most:
+                continue
+            kept = fitting_end(place, known, self._vocabulary.ends)
+            if kept is not None:
+                if len(path) + len(kept) > most:
                     continue
+                best = [*path, *kept], len(kept)
+                if not shortest:
+                    break
+                most = len(best[0]) - 1
+                continue
             # What has only one way on need not be looked for.
-            tokens = self._vocabulary.tokenizer.tokenize_bytes(place.compute_ff_bytes())
-            choices = [tokens] if tokens and place.validate_tokens(tokens) == len(tokens) else []
-            if not choices:
+            tokens = tokenizer.tokenize_bytes(place.compute_ff_bytes())
+            if tokens and place.validate_tokens(tokens) == len(tokens):
+                choices, mask = [tokens], b""
+            else:
                 mask = place.compute_bitmask()
-                if place.is_error():
-                    continue
                 choices = [[ident] for ident in self._vocabulary.candidates(mask)]
-            for tokens in choices:
-                if len(path) + len(tokens) > min(room, LONGEST):
-                    continue
+                unlikely += _STEP if mask != before else _STILL
+            for rank, choice in enumerate(choices):
                 ahead = place.deep_copy()
-                if not ahead.consume_tokens(tokens) or ahead.is_error():
-                    continue
-                text = self._vocabulary.tokenizer.decode_bytes(tokens)
-                more = (
-                    opened + sum(text.count(char) for char in b"[{") - sum(text.count(char) for char in b"]}")
-                )
-                number += 1
-                longer = (*path, *tokens)
-                # Later ones first: of equals the one that has come further.
-                heapq.heappush(waiting, (len(longer) + 2 * more, -number, ahead, longer, more))
-        return None
+                if ahead.consume_tokens(choice) and not ahead.is_error():
+                    number += 1
+                    heapq.heappush(waiting, (unlikely + rank, number, ahead, (*path, *choice), mask))
+        return best
 
 
 def fitting_end(
@@ -154,6 +174,9 @@ class WayOut:
         self._limit = limit
         self._ends = ends
         self._spent = 0
+        self._free = not path  # saying nothing is an answer: so it is text, at least to begin with
+        self.closed = False
+        """Whether the answer could end here, not only because text may end anywhere."""
         self._open: list[tuple[int, int]] = []  # (tokens of the way that follow it, when it is to be closed)
 
     @property
@@ -173,21 +196,34 @@ class WayOut:
     def follow(self, ahead: llguidance.LLMatcher, token: int) -> bool:
         """Whether a token may be taken, which led to `ahead`; then it counts as taken."""
         room = self._limit - self._spent - 1
+        before = self._path
         kept = fitting_end(ahead, self._path, self._ends)
-        if kept is not None:
-            if len(kept) > room:
-                return False
-            self._path = kept
-        else:
-            found = self._search.find(ahead, room, self._path)
+        if kept is None:
+            found = self._search.find(ahead, room, before)
             if found is None:
                 return False
             self._path, follows = found
-            if not self._open or follows > self._open[-1][0]:
-                spare = room - len(self._path)
-                term = spare if follows <= _SIMPLE else spare // 2
-                self._open.append((follows, self._spent + 1 + term))
-        self._spent += 1
+            self._spent += 1
+            self._give_term(follows)
+        else:
+            if len(kept) > room:
+                return False
+            self._path = kept
+            self._spent += 1
+            if len(kept) == len(before):  # a string that has become longer, say
+                self._give_term(len(kept) - 1)
+        self.closed = not self._path and (bool(before) or not self._free)
         while self._open and len(self._path) <= self._open[-1][0]:
             self._open.pop()
         return True
+
+    def _give_term(self, follows: int) -> None:
+        """Something is open that is closed when so many tokens of the way are left; how long it may stay so."""
+        room, until = self._limit, -1
+        if self._open:
+            until, room = self._open[-1]
+        if follows <= until:
+            return
+        spare = room - self._spent - (len(self._path) - max(until, 0))
+        term = spare if follows - max(until, 0) <= _SIMPLE else spare // 2
+        self._open.append((follows, self._spent + max(term, 0)))
