@@ -20,8 +20,9 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import llguidance
 import numpy as np
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from appliance.engine import json_schema
 from appliance.engine.trial import STACK, Trial, TrialFailed, compile_grammar, load_tokenizer
-from appliance.engine.way_out import Search, Vocabulary, WayOut
+from appliance.engine.way_out import Search, TooCostly, Vocabulary, WayOut
 from appliance.errors import Busy, InvalidRequest
 from appliance.model.bundle import Bundle
 
@@ -50,6 +51,7 @@ _JSON_OPTIONS: dict[str, Any] = {
     "lenient": False,
     "coerce_one_of": False,
 }
+Result = TypeVar("Result")
 
 
 class Matcher:
@@ -114,7 +116,11 @@ class Matcher:
         else:
             ahead = self._matcher.deep_copy()
             ahead.consume_token(token)
-            if not ahead.is_error() and not self._way.follow(ahead, token):
+            try:
+                followed = ahead.is_error() or self._way.follow(ahead, token)
+            except TooCostly as error:
+                raise _too_complex() from error
+            if not followed:
                 self._check(began)
                 return False
             self._matcher = ahead
@@ -125,10 +131,7 @@ class Matcher:
     def _check(self, began: float) -> None:
         self._left -= time.thread_time() - began
         if self._matcher.is_error() or self._left < 0:
-            raise InvalidRequest(
-                "The answer's format became too complex to follow; use a simpler schema.",
-                code="invalid_value",
-            )
+            raise _too_complex()
 
 
 class Constraint:
@@ -140,8 +143,10 @@ class Constraint:
         self._vocab_size = vocab_size
         self._ends = vocabulary.ends
         self._search = Search(vocabulary)
-        found = self._search.find(start, MAX_CHARS, shortest=True)
-        self._shortest = found[0] if found else None
+        self._shortest: list[int] | None = None
+        with suppress(TooCostly):  # then nothing is promised of where it ends
+            found = self._search.find(start, MAX_CHARS, shortest=True)
+            self._shortest = found[0] if found else None
 
     def begin(self, limit: int | None = None) -> Matcher:
         """A matcher at the beginning of an answer; takes microseconds.
@@ -173,7 +178,7 @@ class Grammars:
         self._eos = list(manifest.eos_ids)
         self._vocab_size = manifest.vocab_size
         self._lock = threading.Lock()  # of what is kept
-        self._compiling = threading.Lock()
+        self._ident = 0
         self._vocabulary: Vocabulary | None = None
         self._trial = Trial(self._file, self._vocab_size, self._eos)
         self._kept: OrderedDict[bytes, Constraint] = OrderedDict()
@@ -226,15 +231,9 @@ class Grammars:
             if kept is not None:
                 self._kept.move_to_end(key)
                 return kept
-        with self._compiling:
-            reason = self._tried(key, grammar).reason
-            if not reason:
-                vocabulary = self._load()
-                matcher = compile_grammar(vocabulary.tokenizer, grammar)
-                reason = _reason(matcher.get_error())
-            if reason:
-                raise InvalidRequest(f"{param} cannot be served: {reason}", param=param, code="invalid_value")
-            constraint = Constraint(matcher, self._vocab_size, vocabulary)
+        reason, constraint = self._deep(self._compile, key, grammar)
+        if constraint is None:
+            raise InvalidRequest(f"{param} cannot be served: {reason}", param=param, code="invalid_value")
         with self._lock:
             self._kept[key] = constraint
             if len(self._kept) > KEPT:
@@ -247,14 +246,23 @@ class Grammars:
         Raises:
             Unavailable: it cannot be tried out just now.
         """
-        with self._compiling:
-            return self._tried(_key(grammar), grammar)
+        return self._deep(self._tried, _key(grammar), grammar)
 
     def stop(self) -> None:
         """End the child process and the thread, as far as there are any."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._trial.stop()
+
+    def _compile(self, key: bytes, grammar: str) -> tuple[str, Constraint | None]:
+        reason = self._tried(key, grammar).reason
+        if reason:
+            return reason, None
+        vocabulary = self._load()
+        matcher = compile_grammar(vocabulary.tokenizer, grammar)
+        if matcher.is_error():
+            return _reason(matcher.get_error()), None
+        return "", Constraint(matcher, self._vocab_size, vocabulary)
 
     def _tried(self, key: bytes, grammar: str) -> Verdict:
         """What the trial says; each grammar is tried once."""
@@ -274,13 +282,23 @@ class Grammars:
             self._vocabulary = Vocabulary(load_tokenizer(self._file, self._vocab_size, self._eos))
         return self._vocabulary
 
+    def _deep(self, run: Callable[..., Result], *arguments: Any) -> Result:
+        """Run it in the thread whose stack is as deep as the trial's."""
+        if threading.get_ident() == self._ident:
+            return run(*arguments)
+        return self._worker().submit(run, *arguments).result()
+
     def _worker(self) -> ThreadPoolExecutor:
-        if self._thread is None:
-            before = threading.stack_size(STACK)  # as deep as in the trial
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-            self._thread.submit(int)
-            threading.stack_size(before)
-        return self._thread
+        with self._lock:
+            if self._thread is None:
+                before = threading.stack_size(STACK)
+                self._thread = ThreadPoolExecutor(1, "grammar", initializer=self._here)
+                self._thread.submit(int)  # starts it
+                threading.stack_size(before)
+            return self._thread
+
+    def _here(self) -> None:
+        self._ident = threading.get_ident()
 
 
 def json_rule(schema: Any, param: str, *, strict: bool = True, of: str = "") -> str:
@@ -316,6 +334,12 @@ def json_grammar(schema: Any, param: str = "response_format") -> str:
         InvalidRequest: the schema cannot be served.
     """
     return f"start: {json_rule(schema, param)}\n"
+
+
+def _too_complex() -> InvalidRequest:
+    return InvalidRequest(
+        "The answer's format became too complex to follow; use a simpler schema.", code="invalid_value"
+    )
 
 
 def _key(grammar: str) -> bytes:

@@ -37,6 +37,8 @@ MEMORY = 400 << 20
 IDLE_SECONDS = 600.0
 STEPS = 24
 """Tokens taken at random after compiling: some costs only show there."""
+FIRST_STEPS = 3
+"""What is too complex by then is refused; what becomes so later ends its own answer there."""
 # What a hostile grammar can cost a token is bounded: a few milliseconds, and memory, up to 1 kB a lexer
 # state. An honest one needs a state for each character of its longest string.
 LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, step_lexer_fuel=100_000, verbose_errors=False)
@@ -175,19 +177,27 @@ def _try(tokenizer: llguidance.LLTokenizer, grammar: str) -> str:
     if matcher.is_error():
         return matcher.get_error()
     chosen = random.Random(0)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         mask = matcher.compute_bitmask()
-        if matcher.is_error() or matcher.is_stopped():
+        if matcher.is_stopped() and not matcher.is_error():
             break
-        # The first allowed token after a random place, all around.
-        start = chosen.randrange(len(mask))
-        place = next((at % len(mask) for at in range(start, start + len(mask)) if mask[at % len(mask)]), None)
-        if place is None:
+        token = _any(mask, chosen)
+        if token is not None:
+            matcher.consume_token(token)
+        if matcher.is_error():
+            return "it is too complex to follow." if step < FIRST_STEPS else ""
+        if token is None:
             break
-        bits = [bit for bit in range(8) if mask[place] >> bit & 1]
-        if not matcher.consume_token(8 * place + chosen.choice(bits)) or matcher.is_error():
-            break
-    return ""  # what becomes too complex on the way ends its own answer there
+    return ""
+
+
+def _any(mask: bytes, chosen: random.Random) -> int | None:
+    """The first token that a mask allows after a place at random, all around."""
+    start = chosen.randrange(len(mask))
+    for at in (*range(start, len(mask)), *range(start)):
+        if mask[at]:
+            return 8 * at + chosen.choice([bit for bit in range(8) if mask[at] >> bit & 1])
+    return None
 
 
 def _serve(path: Path, vocab_size: int, eos: list[int]) -> None:

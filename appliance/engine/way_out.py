@@ -13,6 +13,7 @@ term of its own: where more must follow it, half of what is to spare.
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Sequence
 
 import llguidance
@@ -20,6 +21,11 @@ import numpy as np
 
 STEPS = 400
 """Places looked at in one search. An honest schema needs one for each decision it asks for."""
+NEAR = 24
+"""Tokens of a known way that may be skipped."""
+SECONDS = 0.2
+"""Of processor time for a search. Others wait for their next token meanwhile, and honest searches take a few
+thousandths; beyond it the answer ends with an error."""
 LONGEST = 1500
 """Tokens of a way out that is still looked for."""
 _CLOSING = (b"}}", b"]}", b"}]", b"]]", b"}", b"]")
@@ -28,10 +34,14 @@ _NEXT = (b", ", b",", b":")
 _SCALARS = (b"null", b"0", b"1", b'""', b"true", b"false", b"5", b"9", b"-", b".")
 _OPENING = (b"[]", b"{}", b'"', b"[", b"{")
 _PLAIN = (b"a", b"e", b"A", b"0", b"1", b".", b"-", b" ", b"/", b":", b"@", b"_")
-# What a decision more costs, as against a token that is less likely to end; and one after which all is as before.
+# What a decision more costs, as against a token that is less likely to end; and one that changes nothing.
 _STEP, _STILL = 0.01, 0.3
 _SIMPLE = 4
 """Tokens that only close: behind them nothing is starved."""
+
+
+class TooCostly(Exception):
+    """A search has taken too long."""
 
 
 class Vocabulary:
@@ -104,20 +114,31 @@ class Search:
             room: tokens it may have.
             known: a way out of the place before: an end of it often fits.
             shortest: look for shorter ones than the first.
+
+        Raises:
+            TooCostly: it takes too long. Whether it does depends on the machine; what is found does not.
         """
+        began = time.thread_time()
         tokenizer = self._vocabulary.tokenizer
         best: tuple[list[int], int] | None = None
         most = min(room, LONGEST)
-        # (how unlikely, a number that tells equals apart, where it is, tokens up to there, mask before)
-        waiting: list[tuple[float, int, llguidance.LLMatcher, tuple[int, ...], bytes]]
-        waiting = [(0.0, 0, start, (), b"")]
+        # (how unlikely, a number that tells equals apart, the place before, tokens up to there, those from
+        # there, what it allowed)
+        waiting: list[tuple[float, int, llguidance.LLMatcher, tuple[int, ...], list[int], bytes]]
+        waiting = [(0.0, 0, start, (), [], b"")]
         number = 0
         for _ in range(STEPS):
             if not waiting:
                 break
-            unlikely, _, place, path, before = heapq.heappop(waiting)
-            if len(path) > most:
+            if time.thread_time() - began > SECONDS:
+                raise TooCostly
+            unlikely, _, place, path, choice, before = heapq.heappop(waiting)
+            if len(path) + len(choice) > most:
                 continue
+            if choice:  # a copy is made only of what is looked at: some are large
+                place, path = place.deep_copy(), (*path, *choice)
+                if not place.consume_tokens(choice) or place.is_error():
+                    continue
             kept = fitting_end(place, known, self._vocabulary.ends)
             if kept is not None:
                 if len(path) + len(kept) > most:
@@ -136,23 +157,21 @@ class Search:
                 choices = [[ident] for ident in self._vocabulary.candidates(mask)]
                 unlikely += _STEP if mask != before else _STILL
             for rank, choice in enumerate(choices):
-                ahead = place.deep_copy()
-                if ahead.consume_tokens(choice) and not ahead.is_error():
-                    number += 1
-                    heapq.heappush(waiting, (unlikely + rank, number, ahead, (*path, *choice), mask))
+                number += 1
+                heapq.heappush(waiting, (unlikely + rank, number, place, path, choice, mask))
         return best
 
 
 def fitting_end(
     place: llguidance.LLMatcher, known: Sequence[int], ends: tuple[int, ...]
 ) -> Sequence[int] | None:
-    """The shortest end of a known way that leads from a place to where the answer may end."""
+    """An end of a known way, if one leads from a place to where the answer may end, too."""
     if place.is_accepting():
         return ()
-    end = ends[0]
-    for start in range(len(known) - 1, -1, -1):
+    # A number goes on where its first digit was to come: without that is shorter.
+    for start in (1, 0, *range(2, NEAR)):
         rest = known[start:]
-        if place.validate_tokens([*rest, end]) == len(rest) + 1:
+        if rest and place.validate_tokens([*rest, ends[0]]) == len(rest) + 1:
             return rest
     return None
 
@@ -218,7 +237,7 @@ class WayOut:
         return True
 
     def _give_term(self, follows: int) -> None:
-        """Something is open that is closed when so many tokens of the way are left; how long it may stay so."""
+        """Something is open until so many tokens of the way are left: say how long it may be."""
         room, until = self._limit, -1
         if self._open:
             until, room = self._open[-1]
