@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.engine import json_schema
+from appliance.engine.json_keywords import SchemaRefused
 from appliance.engine.trial import STACK, Trial, TrialFailed, compile_grammar, load_tokenizer
 from appliance.engine.way_out import Search, TooCostly, Vocabulary, WayOut
 from appliance.errors import Busy, InvalidRequest
@@ -42,6 +43,9 @@ COST_SECONDS = 1.0
 """Of processor time, for the masks of an answer, and as much again for each token as:"""
 COST_PER_TOKEN = 0.005
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): |failed to compile JSON schema: ")
+_LIMIT = re.compile(
+    r"\bfuel\b|too big|too large|too many|Unable to determine if regex is empty", re.IGNORECASE
+)
 # A space after `:` and `,` and no other white space: a small model would go on indenting for ever.
 _JSON_OPTIONS: dict[str, Any] = {
     "whitespace_flexible": False,
@@ -315,7 +319,7 @@ def json_rule(schema: Any, param: str, *, strict: bool = True, of: str = "") -> 
     """
     try:
         served = json_schema.serve(schema, strict=strict)
-    except json_schema.SchemaRefused as error:
+    except SchemaRefused as error:
         whose = f"{of}, {param}" if of else param
         raise InvalidRequest(
             f"{whose} cannot be served: {error}", param=param, code="invalid_value"
@@ -350,6 +354,8 @@ def _reason(error: str) -> str:
     """llguidance's message without places in a text that the caller never saw, and without its switches."""
     if not error:
         return ""
+    if _LIMIT.search(error):
+        return "it is too complex; use a simpler schema."
     first, *more = (line.strip() for line in error.splitlines() if line.strip())
     message = _PLACE.sub("", first).partition(". Enable ")[0]
     # A regular expression's fault is drawn over several lines; one of them says what it is.

@@ -196,7 +196,8 @@ def _any(mask: bytes, chosen: random.Random) -> int | None:
     start = chosen.randrange(len(mask))
     for at in (*range(start, len(mask)), *range(start)):
         if mask[at]:
-            return 8 * at + chosen.choice([bit for bit in range(8) if mask[at] >> bit & 1])
+            bits = [bit for bit in range(8) if mask[at] >> bit & 1]
+            return int(8 * at + chosen.choice(bits))
     return None
 
 
