@@ -12,6 +12,7 @@ MAX_CHARS = 2000
 MAX_SIZE = 10_000
 MAX_GROUPS = 50  # within each other
 _COUNT = re.compile(r"\{(\d{0,9})(,?)(\d{0,9})\}")
+_PROPERTY = re.compile(r"\\[pP]\{[^}]*\}")
 _AROUND = re.compile(r"\(\?(?:[=!]|<[=!])")
 _WIDE = 20  # a class of Unicode's is that many ranges of bytes, at least
 
@@ -38,7 +39,9 @@ def check_pattern(pattern: str) -> None:
             following = pattern[at + 1 : at + 2]
             if following and following in "123456789":
                 raise PatternRefused("references back are not supported in patterns.")
-            step, new = 2, _WIDE if following and following in "pPwWdDsS" else 1
+            named = _PROPERTY.match(pattern, at)
+            step = named.end() - at if named else 2
+            new = _WIDE if following and following in "pPwWdDsS" else 1
         elif char == "[":
             step, new = _class(pattern, at)
         elif char == "(":
