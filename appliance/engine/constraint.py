@@ -38,7 +38,8 @@ from appliance.model.bundle import Bundle
 KEPT = 8  # compiled grammars that are kept; clients send the same few again and again
 REMEMBERED = 1000  # grammars of which is known whether they compile
 MAX_CHARS = 200_000  # of a grammar's text
-WAITING = 8  # grammars of one client that wait to be compiled
+WAITING = 8  # grammars of one client that are compiled or wait for it
+WRITERS = 16  # clients whose schemas are read at once
 COST_SECONDS = 1.0
 """Of processor time, for the masks of an answer, and as much again for each token as:"""
 COST_PER_TOKEN = 0.005
@@ -187,14 +188,16 @@ class Grammars:
         self._trial = Trial(self._file, self._vocab_size, self._eos)
         self._kept: OrderedDict[bytes, Constraint] = OrderedDict()
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: ThreadPoolExecutor | None = None  # the one that compiles
+        self._writers = ThreadPoolExecutor(WRITERS, "schema")
         self._turns: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
 
     async def prepare(self, client: str, make: Callable[[], Constraint]) -> Constraint:
-        """Run what compiles a client's grammar, in the thread for that.
+        """Run what writes and compiles a client's grammar, off the event loop and away from all else.
 
-        One at a time for each client, so that each waits for one of each other's at most.
+        One at a time for each client, so that each waits for one of each other's at most; and for none if
+        its grammar is at hand.
 
         Args:
             client: who asks.
@@ -210,7 +213,7 @@ class Grammars:
         turn = self._turns.setdefault(client, asyncio.Lock())
         try:
             async with turn:
-                return await asyncio.wrap_future(self._worker().submit(make))
+                return await asyncio.get_running_loop().run_in_executor(self._writers, make)
         finally:
             self._waiting[client] -= 1
             if not self._waiting[client]:
@@ -253,7 +256,8 @@ class Grammars:
         return self._deep(self._tried, _key(grammar), grammar)
 
     def stop(self) -> None:
-        """End the child process and the thread, as far as there are any."""
+        """End the child process and the threads, as far as there are any."""
+        self._writers.shutdown(wait=True, cancel_futures=True)
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
         self._trial.stop()

@@ -184,7 +184,7 @@ def test_schemas_that_cost(box: Daemon, examples: int) -> None:
 
 
 def asked(schema: dict[str, Any], how: int) -> dict[str, Any]:
-    """A request with that schema: as the answer's format, or as the arguments of a tool that is strict or not."""
+    """A request with that schema: for the answer, or for a tool that is strict or not."""
     body: dict[str, Any] = {
         "model": "shammah",
         "messages": [{"role": "user", "content": "Hi"}],
@@ -192,10 +192,8 @@ def asked(schema: dict[str, Any], how: int) -> dict[str, Any]:
         "seed": 1,
     }
     if how == 0:
-        return {
-            **body,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
-        }
+        form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        return {**body, "response_format": form}
     parameters = {"type": "object", "properties": {"a": {}}, **schema}
     parameters["type"] = "object"
     function = {"name": "f", "parameters": parameters, "strict": how == 1}
