@@ -210,14 +210,31 @@ class Grammars:
         if self._waiting[client] >= WAITING:
             raise Busy("Too many answers' formats of this client are being compiled. Retry in a few seconds.")
         self._waiting[client] += 1
-        turn = self._turns.setdefault(client, asyncio.Lock())
-        try:
-            async with turn:
-                return await asyncio.get_running_loop().run_in_executor(self._writers, make)
-        finally:
+        loop, turn = asyncio.get_running_loop(), self._turns.setdefault(client, asyncio.Lock())
+
+        def leave() -> None:
             self._waiting[client] -= 1
             if not self._waiting[client]:
                 del self._waiting[client], self._turns[client]
+
+        try:
+            await turn.acquire()
+        except asyncio.CancelledError:
+            leave()
+            raise
+
+        def end(_: object) -> None:
+            turn.release()
+            leave()
+
+        def told(work: object) -> None:
+            with suppress(RuntimeError):  # the loop may have closed
+                loop.call_soon_threadsafe(end, work)
+
+        # Whoever leaves in the middle keeps his turn until the work is done: it cannot be stopped.
+        work = self._writers.submit(make)
+        work.add_done_callback(told)
+        return await asyncio.wrap_future(work)
 
     def compile(self, grammar: str, param: str) -> Constraint:
         """Compile a grammar in llguidance's dialect of Lark; see `json_grammar`. Call it off the event loop.
