@@ -168,6 +168,7 @@ REFUSED: dict[str, Schema] = {
 }
 
 
+@pytest.mark.slow
 def test_schemas_that_cost_are_refused(box: Daemon) -> None:
     """Each by its field, as an answer's format and as a strict tool's arguments."""
     pid, wrong = box.pid, []
@@ -295,7 +296,7 @@ def test_a_crash_of_the_compiler_is_one_refusal(box: Daemon) -> None:
 async def test_masks_that_cost_end_their_own_answer(small: Bundle) -> None:
     """No schema gets there any more, a grammar does: each token of a text that is so long takes long."""
     tokenizer, grammars = Tokenizer(small), Grammars(small)
-    text = "".join(chr(97 + at * at % 26) for at in range(80_000))
+    text = "".join(chr(97 + at * at % 26) for at in range(50_000))
     constraint = await asyncio.to_thread(grammars.compile, f'start: "{text}"\n', "response_format")
     engine = Engine(small, tokenizer, ModelConfig(slots=4, queue=8))
     engine.start()

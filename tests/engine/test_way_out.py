@@ -86,6 +86,7 @@ def shortest(constraint: Constraint) -> int:
     return low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.fuzz)])
 async def test_every_answer_of_the_model_parses(
     engine: Engine, tokenizer: Tokenizer, grammars: Grammars, count: int
@@ -172,7 +173,6 @@ WEATHER = {
 }
 CALLING: list[dict[str, Any]] = [
     {"tool_choice": "required"},
-    {"tool_choice": "required", "parallel_tool_calls": False},
     {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
     {"tool_choice": "auto", "response_format": {"type": "json_object"}},
 ]

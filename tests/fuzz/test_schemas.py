@@ -115,14 +115,21 @@ def deep(schema: Any, levels: int) -> Any:
     return schema
 
 
+class Text(str):
+    """One that nobody wants to see whole."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} characters>"
+
+
 @st.composite
-def schemas(draw: st.DrawFn) -> str:
+def schemas(draw: st.DrawFn) -> Text:
     """A schema with parts that lead to each other, as text of at most some 200 kB."""
     whole = draw(st.recursive(LEAVES, around, max_leaves=12).filter(lambda schema: isinstance(schema, dict)))
     parts = draw(st.lists(st.recursive(LEAVES, around, max_leaves=4), min_size=1, max_size=6))
     schema = {**whole, "$defs": {f"d{at}": parts[at % len(parts)] for at in range(PARTS)}}
     assume(measure(schema) <= MAX_TEXT)
-    return json.dumps(schema)
+    return Text(json.dumps(schema))
 
 
 @pytest.fixture(scope="module")
