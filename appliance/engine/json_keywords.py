@@ -181,7 +181,8 @@ def _format(raw: dict[str, Any], value: Any) -> Any:
         raise SchemaRefused("a format's name.")
     if value in FORMATS:
         return value
-    if value == "password" or "string" not in raw.get("type", "string"):
+    types = raw.get("type", "string")
+    if value == "password" or (isinstance(types, str | list) and "string" not in types):
         raise WithoutEffect  # for the eye, or of numbers (OpenAPI's int32)
     raise NotFollowed(f"the format {value[:40]!r} is not supported.")
 

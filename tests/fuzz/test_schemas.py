@@ -23,6 +23,7 @@ MB = 1 << 20
 LOOP_SECONDS = 0.25
 """Of the event loop's processor time, for a request: what reads the body is most of it."""
 GROWTH = 400 * MB
+FIELDS = ("response_format", "tools", "messages")
 LONGEST_TOOL = 4000
 """Characters; more would not fit into the small model's prompt."""
 PARTS = 40
@@ -178,7 +179,11 @@ def test_schemas_that_cost(box: Daemon, examples: int) -> None:
         if len(text) > LONGEST_TOOL:
             how = 0
         began = loop_seconds(box.pid)
-        answer = box.post("/v1/chat/completions", json=asked(schema, how))
+        answer = box.post(
+            "/v1/chat/completions",
+            content=json.dumps(asked(schema, how)),  # with NaN and the like, which httpx would not send
+            headers={"Content-Type": "application/json"},
+        )
         worst = max(worst, loop_seconds(box.pid) - began)
         told[answer.status_code] = told.get(answer.status_code, 0) + 1
         assert box.process is not None and box.process.poll() is None, text[:2000]
