@@ -10,6 +10,7 @@ from appliance.api import completions, errors, health, learning, models, openapi
 from appliance.api.auth import identify, only_this_machine
 from appliance.api.exchange import completed
 from appliance.failpoints import failpoint
+from appliance.network.head import screen
 from appliance.network.plain import only_secure
 
 STRANGERS_BYTES = 64_000
@@ -28,6 +29,7 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.register_middleware(_turn, "request", priority=20)
     app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
     app.register_middleware(only_secure, "request", priority=9)
+    app.add_signal(screen, "http.lifecycle.request")
     app.add_signal(completed, "http.lifecycle.response")
     app.add_signal(_identify_first, "http.routing.after")
 
