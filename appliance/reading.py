@@ -23,7 +23,7 @@ REPLACEMENT = "\ufffd"
 _BLOCK = 1 << 17
 _NO_STRUCTURE = bytes(set(range(256)) - set(b",[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -37,19 +37,28 @@ def read_json(data: bytes, what: str = "The body") -> Any:
     Raises:
         InvalidRequest: it is no JSON, or has more in it than anybody means.
     """
-    data = data.removeprefix(_BOM)
-    if len(data) > MAX_JSON:
-        raise _too_much(f"{what} is JSON of more than {MAX_JSON // 1_000_000} MB.")
-    if (fault := _screened(data)) is not None:
-        raise _too_much(f"{what} is JSON {fault}.")
+    text = _text(data, what)
     try:
-        text = data.decode("utf-8", "surrogatepass")
         # Python's parser takes NaN and Infinity, which are not JSON.
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not valid JSON: {error}", code="invalid_json") from error
-    # Halves come as escapes or as they are; most documents have neither, and need not be gone through.
-    return _mended(value) if _HALF.search(data) or well_formed(text) is not text else value
+    return _mended(value) if _has_halves(text) else value
+
+
+def tidy_json(data: bytes, what: str) -> str:
+    """A JSON document within the same bounds as it is, for another parser; only halves are replaced.
+
+    Raises:
+        InvalidRequest: it has more in it than anybody means.
+    """
+    text = _text(data, what)
+    if not _has_halves(text):
+        return text
+    try:
+        return json.dumps(_mended(json.loads(text)))
+    except (ValueError, RecursionError):
+        return well_formed(text)  # the parser will say what it is
 
 
 def well_formed(text: str) -> str:
@@ -61,6 +70,23 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def _text(data: bytes, what: str) -> str:
+    data = data.removeprefix(_BOM)
+    if len(data) > MAX_JSON:
+        raise _too_much(f"{what} is JSON of more than {MAX_JSON // 1_000_000} MB.")
+    if (fault := _screened(data)) is not None:
+        raise _too_much(f"{what} is JSON {fault}.")
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except ValueError as error:
+        raise InvalidRequest(f"{what} is not valid JSON: it is no UTF-8.", code="invalid_json") from error
+
+
+def _has_halves(text: str) -> bool:
+    """Whether there may be one, as it is or as an escape: most documents need not be gone through."""
+    return _HALF.search(text) is not None or well_formed(text) is not text
 
 
 def _screened(data: bytes) -> str | None:

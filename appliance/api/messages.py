@@ -8,7 +8,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
     Field,
     StringConstraints,
     ValidationInfo,
@@ -35,6 +34,10 @@ def _whole(value: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)
+
+
+FIRST_FAULT = Field(fail_fast=True)
+"""Of a list: it is not read on."""
 
 
 def at_most(count: int, what: str) -> BeforeValidator:
@@ -199,14 +202,14 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     name: str | None = None
-    tool_calls: Annotated[list[Call], FailFast(), at_most(MAX_CALLS, "calls")] | None = Field(
+    tool_calls: Annotated[list[Call], FIRST_FAULT, at_most(MAX_CALLS, "calls")] | None = Field(
         None, description="What the assistant called."
     )
     tool_call_id: str | None = Field(
         None, validate_default=True, description="Which call a `tool` message answers."
     )
     refusal: str | None = Field(None, description="What the assistant said instead of an answer.")
-    content: str | Annotated[list[ContentPart], FailFast(), at_most(MAX_PARTS, "parts")] | None = Field(
+    content: str | Annotated[list[ContentPart], FIRST_FAULT, at_most(MAX_PARTS, "parts")] | None = Field(
         None, validate_default=True, description="Only an assistant may say nothing."
     )
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
-    FailFast,
     Field,
     StringConstraints,
     ValidationInfo,
@@ -24,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from appliance.api.messages import WHOLE, Body, Message, Name, NamedTool, Tool, at_most
+from appliance.api.messages import FIRST_FAULT, WHOLE, Body, Message, Name, NamedTool, Tool, at_most
 from appliance.api.unserved import refuse
 
 MAX_MESSAGES = 2000
@@ -39,7 +38,7 @@ TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stops = Annotated[
     list[Stop],
-    FailFast(),
+    FIRST_FAULT,
     at_most(MAX_STOPS, "stop strings"),
     WithJsonSchema(
         {
@@ -164,14 +163,14 @@ class ChatBody(GenerationBody):
         }
     )
 
-    messages: Annotated[list[Message], FailFast(), at_most(MAX_MESSAGES, "messages")] = Field(
+    messages: Annotated[list[Message], FIRST_FAULT, at_most(MAX_MESSAGES, "messages")] = Field(
         min_length=1, max_length=MAX_MESSAGES
     )
     max_completion_tokens: Annotated[int | None, WHOLE] = Field(None, ge=1)
     logprobs: bool | None = Field(None, description="Report the log probability of each token.")
     top_logprobs: Annotated[int | None, WHOLE] = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], FailFast(), at_most(MAX_TOOLS, "tools")] | None = Field(
+    tools: Annotated[list[Tool], FIRST_FAULT, at_most(MAX_TOOLS, "tools")] | None = Field(
         None, max_length=MAX_TOOLS
     )
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None

@@ -108,7 +108,7 @@ def refuse(data: Mapping[str, Any], *, chat: bool) -> None:
         if name in data and data[name] not in fine:
             raise _not_served(name)
     # The best of as many as are answered is all of them.
-    if (data.get("best_of") or 1) != (data.get("n") or 1):
+    if data.get("best_of") not in (None, data.get("n") or 1):
         raise _not_served("best_of")
 
 
