@@ -18,12 +18,12 @@ MAX_JSON = 16_000_000
 MAX_VALUES = 100_000
 """Numbers, texts, lists and objects in one document: they are what costs, fifty times as much as text."""
 MAX_DEPTH = 100
-REPLACEMENT = "\ufffd"
 
 _BLOCK = 1 << 17
 _NO_STRUCTURE = bytes(set(range(256)) - set(b",[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HALVES, _WHOLE = re.compile(r"[\ud800-\udfff]"), "\ufffd"
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -68,7 +68,7 @@ def well_formed(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return "".join(_HALVES.sub(_WHOLE, text[at : at + _BLOCK]) for at in range(0, len(text), _BLOCK))
     return text
 
 
@@ -86,7 +86,7 @@ def _text(data: bytes, what: str) -> str:
 
 def _has_halves(text: str) -> bool:
     """Whether there may be one, as it is or as an escape: most documents need not be gone through."""
-    return _HALF.search(text) is not None or well_formed(text) is not text
+    return _ESCAPED_HALF.search(text) is not None or well_formed(text) is not text
 
 
 def _screened(data: bytes) -> str | None:

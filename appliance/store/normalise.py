@@ -14,7 +14,7 @@ _LEADING = _BOTH_SIDES + "¿¡ "
 _TRAILING = _BOTH_SIDES + ".,;:!?\u3002\u3001\uff01\uff1f "
 
 
-_COMPOSED_AT_ONCE = 2048
+_COMPOSED_AT_ONCE = 512
 """Characters. Accents that stand in a row are put in order in the square of their number."""
 
 
