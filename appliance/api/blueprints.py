@@ -37,7 +37,8 @@ def setup(app: Sanic[Any, Any]) -> None:
 def is_large(request: Request) -> bool:
     """Whether more of it is to come than what is read from anybody. A body in chunks may be of any size."""
     length = request.headers.get("content-length", "0")
-    return "transfer-encoding" in request.headers or not length.isdigit() or int(length) > STRANGERS_BYTES
+    digits = length.isascii() and length.isdigit() and len(length) < 20
+    return "transfer-encoding" in request.headers or not digits or int(length) > STRANGERS_BYTES
 
 
 async def _identify_first(request: Request, handler: Any, **_: Any) -> None:

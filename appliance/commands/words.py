@@ -9,7 +9,7 @@ import click
 from appliance.reading import well_formed
 
 
-class _Words(click.ParamType):
+class _Words(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
