@@ -9,17 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 from browsing import opened
-from checkpoints import make_checkpoint
 from daemons import Daemon, install_bundle
 from watching import Watch
 
 from appliance.home import Home
-from appliance.model.importer import import_model
+from appliance.model.bundle import Bundle
 from appliance.network.proxies import client_of, networks
 from appliance.store.owner import set_password
 
-HELD = 0.8
-"""Seconds for fifty such requests; a single one took 1.8."""
+HELD = 1.5
+SPENT = 0.3
+"""Seconds of the loop's processor time for a dozen such requests, which need a tenth of that."""
 CONFIG = """
 [lora]
 enabled = false
@@ -31,13 +31,11 @@ default_max_tokens = 2
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One behind a proxy that it trusts: whoever asks from this machine."""
-    place = tmp_path_factory.mktemp("headers")
-    home = Home(place / "home").ensure()
-    bundle = import_model(str(make_checkpoint(place / "small", max_position_embeddings=256)), home)
+    home = Home(tmp_path_factory.mktemp("home")).ensure()
     install_bundle(home, bundle)
-    home.config.write_text(f'{CONFIG}name = "{bundle.path.name}"\n')
+    home.config.write_text(CONFIG)
     with opened(home) as store:
         set_password(store, "correct horse battery")
     running = Daemon(home).start()
@@ -98,7 +96,7 @@ def test_no_header_holds_the_loop(daemon: Daemon, name: str) -> None:
         status, body = send(daemon, HOST, COSTLY[name], path=b"/login", method=b"POST")
         assert status < 500, body
     print(f"\n{name}: {watch}")
-    assert watch.longest < HELD and watch.spent < HELD
+    assert watch.longest < HELD and watch.spent < SPENT
 
 
 @pytest.mark.parametrize(
