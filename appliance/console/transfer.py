@@ -57,7 +57,7 @@ async def bring_in(request: Request) -> HTTPResponse:
     ctx = request.app.ctx
     limit = ctx.config.server.max_body_mb * 1_000_000
     try:
-        async with received_file(request, ctx.home.backups, limit, lambda given: "examples.jsonl") as file:
+        async with received_file(request, ctx.home.runs, limit, lambda given: "examples.jsonl") as file:
             count = await asyncio.to_thread(_add, ctx.store.transfer, file)
     except ShammahError as error:
         return back(request, error.message, "bad", "/queue/import")
