@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -9,6 +10,7 @@ from daemons import Daemon
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
 
+from appliance.api import unserved
 from appliance.api.schemas import ChatBody, CompletionBody
 
 CHAT, PLAIN, FEEDBACK = "/v1/chat/completions", "/v1/completions", "/v1/feedback"
@@ -211,3 +213,8 @@ def test_the_newer_name_of_the_longest_answer(daemon: Daemon) -> None:
     body = {"model": "shammah", "prompt": "One, two,", "temperature": 0, "max_completion_tokens": 3}
     assert daemon.post(PLAIN, json=body).json()["usage"]["completion_tokens"] == 3
     assert daemon.post(PLAIN, json=body | {"max_completion_tokens": 0}).status_code == 400
+
+
+def test_every_field_that_is_refused_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert not [name for name in (*unserved._CHAT, *unserved._PLAIN, "best_of") if f"`{name}`" not in text]
