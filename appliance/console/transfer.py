@@ -61,6 +61,8 @@ async def bring_in(request: Request) -> HTTPResponse:
             count = await asyncio.to_thread(_add, ctx.store.transfer, file)
     except ShammahError as error:
         return back(request, error.message, "bad", "/queue/import")
+    if not count:
+        return back(request, "Choose a file with a line for each example.", "bad", "/queue/import")
     await audit(request, "examples.import", count=count)
     ctx.events.publish("example.changed", count=count)
     return back(request, f"{plural(count)} imported.", to="/queue?state=all")
