@@ -107,6 +107,13 @@ def refuse(data: Mapping[str, Any], *, chat: bool) -> None:
     for name, fine in (_CHAT if chat else _PLAIN).items():
         if name in data and data[name] not in fine:
             raise _not_served(name)
+    form = data.get("response_format")
+    if isinstance(form, Mapping) and form.get("type") == "json_object" and form.get("schema"):
+        raise InvalidRequest(
+            "response_format.schema is not served: use the type json_schema.",
+            param="response_format.schema",
+            code="unsupported_parameter",
+        )
     # The best of as many as are answered is all of them.
     if data.get("best_of") not in (None, data.get("n") or 1):
         raise _not_served("best_of")

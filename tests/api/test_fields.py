@@ -195,6 +195,12 @@ def test_what_belongs_elsewhere(daemon: Daemon, path: str, change: dict[str, Any
     assert error["param"] == next(iter(change))
 
 
+def test_a_schema_beside_json_object_is_not_ignored(daemon: Daemon) -> None:
+    form = {"type": "json_object", "schema": {"type": "object"}}
+    error = daemon.post(CHAT, json=GOOD | {"response_format": form}).json()["error"]
+    assert (error["param"], error["code"]) == ("response_format.schema", "unsupported_parameter")
+
+
 def test_values_that_mean_what_the_box_does(daemon: Daemon) -> None:
     same = {
         "best_of": 1, "n": 1, "modalities": ["text"], "guided_json": None, "grammar": "", "echo": False,
