@@ -268,7 +268,7 @@ class Drafts:
             logger.warning("No draft for %s: %s", example_id, error)
 
     async def _answer(self, messages: list[dict[str, Any]]) -> str:
-        prompt = tuple(self._parts.tokenizer.encode_chat(messages))
+        prompt = tuple(await asyncio.to_thread(self._parts.tokenizer.encode_chat, messages))
         request = GenerationRequest(prompt, DRAFT_TOKENS, SamplingParams(temperature=0))
         async with aclosing(self._parts.engine.generate(request)) as deltas:
             return "".join([delta.text async for delta in deltas])

@@ -37,6 +37,20 @@ class InvalidRequest(ShammahError):
     type = "invalid_request_error"
 
 
+class TooLarge(InvalidRequest):
+    """A body is larger than what it could mean."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class HeadTooLarge(InvalidRequest):
+    """So is the head of a request: its address or its header fields."""
+
+    status = 431
+    code = "header_too_large"
+
+
 class NotFound(InvalidRequest):
     """A named thing (model, adapter, run, example) does not exist."""
 

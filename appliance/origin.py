@@ -62,10 +62,17 @@ def same_origin(method: str, headers: Mapping[str, str], host: str | None = None
         return site in ("same-origin", "none")
     origin = headers.get("origin")
     asked = (headers.get("host", "") if host is None else host).lower()
-    return origin is not None and urlsplit(origin).netloc.lower() == asked != ""
+    return origin is not None and _netloc(origin) == asked != ""
 
 
 def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # no address, as "http://["
+        return ""

@@ -10,6 +10,7 @@ from appliance.api import completions, errors, health, learning, models, openapi
 from appliance.api.auth import identify, only_this_machine
 from appliance.api.exchange import completed
 from appliance.failpoints import failpoint
+from appliance.network.head import screen
 from appliance.network.plain import only_secure
 
 STRANGERS_BYTES = 64_000
@@ -28,6 +29,7 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.register_middleware(_turn, "request", priority=20)
     app.register_middleware(only_this_machine, "request", priority=10)  # before any other reads anything
     app.register_middleware(only_secure, "request", priority=9)
+    app.add_signal(screen, "http.lifecycle.request")
     app.add_signal(completed, "http.lifecycle.response")
     app.add_signal(_identify_first, "http.routing.after")
 
@@ -35,7 +37,8 @@ def setup(app: Sanic[Any, Any]) -> None:
 def is_large(request: Request) -> bool:
     """Whether more of it is to come than what is read from anybody. A body in chunks may be of any size."""
     length = request.headers.get("content-length", "0")
-    return "transfer-encoding" in request.headers or not length.isdigit() or int(length) > STRANGERS_BYTES
+    digits = length.isascii() and length.isdigit() and len(length) < 20
+    return "transfer-encoding" in request.headers or not digits or int(length) > STRANGERS_BYTES
 
 
 async def _identify_first(request: Request, handler: Any, **_: Any) -> None:

@@ -14,6 +14,7 @@ from appliance.api.auth import device_of
 from appliance.api.errors import parse
 from appliance.api.generation import begin, collect, finish, stream
 from appliance.api.logprobs import TextLogprobs, chat_logprobs
+from appliance.api.prompts import encoded, texts_of
 from appliance.api.schemas import ChatBody, CompletionBody
 from appliance.engine.constraint import Constraint, Grammars, json_grammar
 
@@ -23,8 +24,9 @@ blueprint = Blueprint("completions", url_prefix="/v1")
 @blueprint.post("/chat/completions")
 async def chat(request: Request) -> HTTPResponse | None:
     """Answer a conversation."""
-    body = parse(request, ChatBody)
-    prompt = await asyncio.to_thread(tools.encode, request.app.ctx.tokenizer, body)
+    body = await parse(request, ChatBody)
+    tokenizer = request.app.ctx.tokenizer
+    prompt = await encoded(request, lambda: texts_of(body), lambda: tools.encode(tokenizer, body))
     choices, answer = await begin(
         request,
         body,
@@ -64,11 +66,16 @@ async def chat(request: Request) -> HTTPResponse | None:
 @blueprint.post("/completions")
 async def complete(request: Request) -> HTTPResponse | None:
     """Continue a text. Not learnt from: there is no question and no answer in it."""
-    body = parse(request, CompletionBody)
+    body = await parse(request, CompletionBody)
     tokenizer = request.app.ctx.tokenizer
     prompt = await asyncio.to_thread(tokenizer.encode_prompt, body.prompt)
     choices, answer = await begin(
-        request, body, prompt, "cmpl", max_tokens=body.max_tokens or 16, logprobs=body.logprobs
+        request,
+        body,
+        prompt,
+        "cmpl",
+        max_tokens=body.max_completion_tokens or body.max_tokens or 16,
+        logprobs=body.logprobs,
     )
     logprobs = [TextLogprobs(tokenizer) for _ in answer.choices]
 

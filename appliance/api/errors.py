@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
 from sanic import json as json_response
-from sanic.exceptions import SanicException
+from sanic.exceptions import PayloadTooLarge, SanicException
 from sanic.handlers import ErrorHandler
 
-from appliance.errors import Busy, InvalidRequest, ShammahError
+from appliance.errors import Busy, HeadTooLarge, InvalidRequest, ShammahError
+from appliance.network.aside import LARGE, beside
+from appliance.reading import read_json
 
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
+_TYPES = ("str", "int", "float", "list", "constrained")
+_SHOULD_BE = "Input should be "
+_OBJECT = re.compile(r"a valid dictionary( or .*)?$")
 
 
 class RouteErrors(ErrorHandler):
@@ -45,6 +50,9 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
         message = str(error) or "The request cannot be served."
         kind = "invalid_request_error" if status < 500 else "server_error"
         code = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(status)
+        if isinstance(error, PayloadTooLarge) and message.startswith("Request header"):
+            status, code = HeadTooLarge.status, HeadTooLarge.code
+            message = "The address and the header of the request are larger than 8 kB."
     else:
         status, kind, param, code = 500, "server_error", None, "internal_error"
         message = "Something failed inside the box. The log says more."
@@ -66,42 +74,63 @@ async def respond(request: Request, error: Exception) -> HTTPResponse:
     return json_response(body, status=status, headers=headers)
 
 
-def parse(request: Request, model: type[Model]) -> Model:
-    """The request's JSON body as `model`.
+async def parse(request: Request, model: type[Model]) -> Model:
+    """The request's JSON body as `model`, read beside the event loop if it is large. It can be read once.
 
     Raises:
         InvalidRequest: malformed JSON, wrong types or values; `param` names the first field at fault.
     """
-    try:
-        # Python's parser takes NaN and Infinity, which are not JSON.
-        data = json.loads(request.body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}", code="invalid_json") from error
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise explain(error) from error
+    body, request.body = request.body, b""  # not kept while the request waits and is answered
+    request.ctx.body_size = len(body)
+
+    def read() -> Model:
+        try:
+            return model.model_validate(read_json(body))
+        except ValidationError as error:
+            raise explain(error) from error
+
+    return await beside(read) if len(body) > LARGE else read()
 
 
 def explain(error: ValidationError) -> InvalidRequest:
-    """The first problem pydantic found, as a person would say it."""
-    problem = error.errors()[0]
-    path = ""
-    for part in problem["loc"]:
-        # Union members add their type's name to the path, which is no field of the request.
+    """The first problem pydantic found, as a person would say it.
+
+    Where a value may be one thing or another, each has its say: the one that came furthest was meant. When
+    none came any distance, all of them are what it should have been.
+    """
+    problems = [
+        (_path(one["loc"]), one["msg"]) for one in error.errors(include_url=False, include_input=False)
+    ]
+    first = problems[0][0]
+    same = [one for one in problems if one[0][: len(first)] == first]
+    path = max((one[0] for one in same), key=len)
+    told = dict.fromkeys(message for where, message in same if where == path)
+    message = _one_of(list(told))
+    param = "".join(path).removeprefix(".")
+    return InvalidRequest(
+        f"{param}: {message}" if param else message, param=param or None, code="invalid_value"
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where in the request. Members of unions add their type's name, which is no field of it."""
+    path = []
+    for part in location:
         if isinstance(part, int):
-            path += f"[{part}]"
-        elif part.isidentifier() and part.islower() and part not in ("str", "int", "float", "list"):
-            path += f".{part}" if path else part
-    path = path.removesuffix(".constrained")
-    message = problem["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{path}: {message}" if path else message, param=path or None, code="invalid_value")
+            path.append(f"[{part}]")
+        elif part.isidentifier() and part.islower() and part not in _TYPES:
+            path.append(f".{part[:64]}")
+    return tuple(path)
+
+
+def _one_of(messages: list[str]) -> str:
+    """Several things that a value should have been, in one sentence."""
+    told = [_OBJECT.sub("an object", message.removeprefix("Value error, ")) for message in messages]
+    if len(told) > 1 and all(message.startswith(_SHOULD_BE) for message in told):
+        return _SHOULD_BE + " or ".join(message.removeprefix(_SHOULD_BE) for message in told)
+    return told[0]
 
 
 def setup(app: Sanic[Any, Any]) -> None:
     """Answer every exception that no blueprint handles."""
     app.error_handler.add(Exception, respond)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

@@ -24,10 +24,12 @@ BASE = "base"
 @blueprint.post("/feedback")
 async def feedback(request: Request) -> HTTPResponse:
     """Praise, correct or criticise an answer; durable on disk when this is answered."""
-    body = parse(request, FeedbackBody)
+    body = await parse(request, FeedbackBody)
     ctx = request.app.ctx
     device = device_of(request)
-    given = Feedback(**body.model_dump(), device=device.id if device else None)
+    given = Feedback(
+        **body.model_dump() | {"weight": body.weight or "normal"}, device=device.id if device else None
+    )
     example = await asyncio.to_thread(
         give_feedback, ctx.store, ctx.config, given, collector=ctx.collector, events=ctx.events
     )
@@ -120,7 +122,7 @@ async def list_adapters(request: Request) -> HTTPResponse:
 async def promote(request: Request) -> HTTPResponse:
     """Put an adapter, or `base`, in service."""
     require_owner(request)
-    name = parse(request, PromoteBody).name
+    name = (await parse(request, PromoteBody)).name
     await request.app.ctx.switch.promote(
         None if name == BASE else name, reason="asked for through the API", actor="owner"
     )
@@ -139,7 +141,7 @@ async def rollback(request: Request) -> HTTPResponse:
 async def pin(request: Request) -> HTTPResponse:
     """Keep what is in service there until a person switches."""
     require_owner(request)
-    name = parse(request, PinBody).name
+    name = (await parse(request, PinBody)).name
     await request.app.ctx.switch.pin(None if name == BASE else name, "owner")
     return json_response({"object": "adapter.pin", "current": request.app.ctx.engine.adapter, "pinned": True})
 

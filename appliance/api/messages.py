@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,9 +11,19 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic.config import JsonDict
+
+from appliance.api.unserved import refuse_in_message
+from appliance.errors import InvalidRequest
+from appliance.reading import read_json
+
+MAX_PARTS = 1000
+MAX_CALLS = 128
+"""In one message."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -25,6 +34,21 @@ def _whole(value: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)
+
+
+FIRST_FAULT = Field(fail_fast=True)
+"""Of a list: it is not read on."""
+
+
+def at_most(count: int, what: str) -> BeforeValidator:
+    """Refuses a longer list or object before anything in it is looked at."""
+
+    def few(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > count:
+            raise ValueError(f"at most {count} {what}")
+        return value
+
+    return BeforeValidator(few)
 
 
 class Body(BaseModel):
@@ -91,8 +115,8 @@ class Call(Body):
         """The call as chat templates take it: arguments as an object where they are one."""
         arguments: Any = self.function.arguments
         try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
+            parsed = read_json(arguments.encode())
+        except InvalidRequest:
             parsed = None  # cut off by a token limit, say
         if isinstance(parsed, dict):
             arguments = parsed
@@ -101,10 +125,39 @@ class Call(Body):
 
 
 class ContentPart(Body):
-    """One part of a message; text is the only kind this model reads."""
+    """One part of a message; text is the only kind this model reads. A refusal is one, too."""
 
-    type: Literal["text"]
-    text: str
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"type": {"const": kind}, kind: {"type": "string"}}, "required": [kind]}
+                for kind in ("text", "refusal")
+            ]
+        }
+    )
+
+    type: Annotated[str, WithJsonSchema({"enum": ["text", "refusal"]})]
+    text: str | None = Field(None, validate_default=True)
+    refusal: str | None = Field(None, validate_default=True)
+
+    @field_validator("type")
+    @classmethod
+    def _is_text(cls, kind: str) -> str:
+        if kind not in ("text", "refusal"):
+            raise ValueError(f"{kind[:64]} is not served; this model reads text only")
+        return kind
+
+    @field_validator("text", "refusal")
+    @classmethod
+    def _of_its_type(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is None and info.data.get("type") == info.field_name:
+            raise ValueError("Field required")
+        return text
+
+    @property
+    def words(self) -> str:
+        """What it says."""
+        return (self.text if self.type == "text" else self.refusal) or ""
 
 
 _SAYS: JsonDict = {"content": {"type": ["string", "array"]}}
@@ -149,13 +202,28 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     name: str | None = None
-    tool_calls: list[Call] | None = Field(None, description="What the assistant called.")
+    tool_calls: Annotated[list[Call], FIRST_FAULT, at_most(MAX_CALLS, "calls")] | None = Field(
+        None, description="What the assistant called."
+    )
     tool_call_id: str | None = Field(
         None, validate_default=True, description="Which call a `tool` message answers."
     )
-    content: str | list[ContentPart] | None = Field(
-        None, validate_default=True, description="Only an assistant that calls tools may say nothing."
+    refusal: str | None = Field(None, description="What the assistant said instead of an answer.")
+    content: str | Annotated[list[ContentPart], FIRST_FAULT, at_most(MAX_PARTS, "parts")] | None = Field(
+        None, validate_default=True, description="Only an assistant may say nothing."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_given(cls, data: Any) -> Any:
+        """An answer that comes back has null where nothing was said: after a call, or a refusal."""
+        if not isinstance(data, dict) or data.get("role") != "assistant":
+            return data
+        refuse_in_message(data)
+        silent = data.get("content") is None and any(
+            name in data for name in ("content", "tool_calls", "refusal")
+        )
+        return {**data, "content": data.get("refusal") or ""} if silent else data
 
     @field_validator("tool_calls")
     @classmethod
@@ -188,7 +256,7 @@ class Message(Body):
     def plain(self) -> dict[str, Any]:
         """The message as the chat template takes it: text content, OpenAI's `developer` as `system`."""
         content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        text = content if isinstance(content, str) else "".join(part.words for part in content)
         plain: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
             "content": text,

@@ -231,7 +231,8 @@ def _operation(endpoint: Endpoint, keyless: bool) -> dict[str, Any]:
 
 def _errors(endpoint: Endpoint) -> set[int]:
     """Every status that it may answer with but the good one."""
-    errors = {*endpoint.errors, 403}  # of a box that is not set up, and asked from elsewhere
+    errors = {*endpoint.errors, 400, 431}  # of a head that is none
+    errors |= {403}  # of a box that is not set up, and asked from elsewhere
     if endpoint.keyed:
         errors |= {401, 429} if endpoint.method == "post" else {401}
     if endpoint.method != "get":  # whose bodies are read

@@ -1,9 +1,12 @@
 """What the endpoints take: pydantic models that validate requests and describe them in OpenAPI.
 
-Types are strict, as in OpenAI's API: "5" is not a number. Fields of OpenAI's API that would change
-the answer and are not served yet are refused by name; other unknown fields are ignored, since
-clients send many that do not matter here. What a conversation with tools is made of is in
-`api/messages.py`.
+Types are strict, as in OpenAI's API: "5" is not a number; and null is as good as leaving a field out.
+Fields that would change the answer and are not served are refused by name (`api/unserved.py`); other
+unknown fields are ignored, since clients send many that do not matter here. What a conversation with
+tools is made of is in `api/messages.py`.
+
+All lists and objects have a longest length, which is looked at before what is in them, and a list is
+read to its first fault: a million wrong values would otherwise be a million messages.
 """
 
 from __future__ import annotations
@@ -20,18 +23,23 @@ from pydantic import (
     model_validator,
 )
 
-from appliance.api.messages import WHOLE, Body, Message, Name, NamedTool, Tool
-from appliance.errors import InvalidRequest
+from appliance.api.messages import FIRST_FAULT, WHOLE, Body, Message, Name, NamedTool, Tool, at_most
+from appliance.api.unserved import refuse
 
 MAX_MESSAGES = 2000
 MAX_CHOICES = 8
 MAX_TOOLS = 128
 MAX_STOPS = 4
+MAX_BIASES = 1024
+MAX_NAME = 256
+"""Characters of the names of models and adapters; they stand in messages of errors."""
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stops = Annotated[
     list[Stop],
+    FIRST_FAULT,
+    at_most(MAX_STOPS, "stop strings"),
     WithJsonSchema(
         {
             "type": "array",
@@ -40,19 +48,22 @@ Stops = Annotated[
         }
     ),
 ]
+_TOKENS = "lists of tokens are not served; send the text"
 Weight = Literal["normal", "medium", "high"] | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
 class StreamOptions(Body):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class GenerationBody(Body):
     """What chat and plain completions share."""
 
-    model: str = Field(description="`shammah`, or the served model's own name; see `/v1/models`.")
+    model: str = Field(
+        max_length=MAX_NAME, description="`shammah`, or the served model's own name; see `/v1/models`."
+    )
     max_tokens: Annotated[int | None, WHOLE] = Field(None, ge=1, description="Longest answer in tokens.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
@@ -60,12 +71,14 @@ class GenerationBody(Body):
     min_p: float | None = Field(
         None, ge=0, le=1, description="Not in OpenAI's API: cut tokens less likely than this beside the best."
     )
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(
         None, gt=0, le=2, description="Not in OpenAI's API: over prompt and answer; 1 for none."
     )
-    logit_bias: dict[TokenId, Bias] | None = Field(None, description="Added to the logits of these tokens.")
+    logit_bias: Annotated[dict[TokenId, Bias], at_most(MAX_BIASES, "tokens")] | None = Field(
+        None, description="Added to the logits of these tokens."
+    )
     seed: Annotated[int | None, WHOLE] = Field(None, ge=0, lt=2**63)
     stop: Stop | Stops | None = None
     n: Annotated[int | None, WHOLE] = Field(
@@ -75,13 +88,6 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     user: str | None = None
     store: bool | None = Field(None, description="false: this exchange is not collected for learning.")
-
-    @field_validator("stop")
-    @classmethod
-    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings")
-        return stop
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -157,12 +163,16 @@ class ChatBody(GenerationBody):
         }
     )
 
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[Message], FIRST_FAULT, at_most(MAX_MESSAGES, "messages")] = Field(
+        min_length=1, max_length=MAX_MESSAGES
+    )
     max_completion_tokens: Annotated[int | None, WHOLE] = Field(None, ge=1)
     logprobs: bool | None = Field(None, description="Report the log probability of each token.")
     top_logprobs: Annotated[int | None, WHOLE] = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: Annotated[list[Tool], FIRST_FAULT, at_most(MAX_TOOLS, "tools")] | None = Field(
+        None, max_length=MAX_TOOLS
+    )
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer.")
 
@@ -176,7 +186,7 @@ class ChatBody(GenerationBody):
     @classmethod
     def _refuse_unserved(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            _refuse(data, ("functions", "function_call", "audio"))
+            refuse(data, chat=True)
         return data
 
     @field_validator("top_logprobs")
@@ -227,6 +237,7 @@ class CompletionBody(GenerationBody):
     logprobs: Annotated[int | None, WHOLE] = Field(
         None, ge=0, le=5, description="Likely tokens to report in each place."
     )
+    max_completion_tokens: Annotated[int | None, WHOLE] = Field(None, ge=1)
 
     @property
     def opening(self) -> str:
@@ -237,15 +248,26 @@ class CompletionBody(GenerationBody):
     @classmethod
     def _refuse_unserved(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            _refuse(data, ("suffix", "echo"))
+            refuse(data, chat=False)
         return data
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _a_text(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list):
+            if len(prompt) != 1:
+                tokens = len(prompt) > 1 and not isinstance(prompt[0], str)
+                raise ValueError(_TOKENS if tokens else "exactly one prompt a request")
+            if not isinstance(prompt[0], str):
+                raise ValueError(_TOKENS)
+        elif prompt is None:
+            raise ValueError("a text is needed")
+        return prompt
 
     @field_validator("prompt")
     @classmethod
     def _one_prompt(cls, prompt: str | list[str]) -> str:
         if isinstance(prompt, list):
-            if len(prompt) != 1:
-                raise ValueError("exactly one prompt a request")
             prompt = prompt[0]
         if not prompt:
             raise ValueError("the prompt is empty")
@@ -272,7 +294,7 @@ class FeedbackBody(Body):
 
     query: str | None = Field(None, max_length=100_000)
     response: str | None = Field(None, max_length=100_000)
-    weight: Weight = "normal"
+    weight: Weight | None = None
     feedback: str | None = Field(None, max_length=10_000, description="A note, e.g. `Wrong. Should be 4`.")
     correction: str | None = Field(
         None, min_length=1, max_length=100_000, description="The answer it should have given."
@@ -284,16 +306,10 @@ class FeedbackBody(Body):
 class PromoteBody(Body):
     """`POST /v1/adapters/promote`."""
 
-    name: str = Field(description="An adapter's name, or `base`.")
+    name: str = Field(max_length=MAX_NAME, description="An adapter's name, or `base`.")
 
 
 class PinBody(Body):
     """`POST /v1/adapters/pin`."""
 
-    name: str = Field(description="The adapter in service, or `base` when that is.")
-
-
-def _refuse(data: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if data.get(name):
-            raise InvalidRequest(f"{name} is not served.", param=name, code="unsupported_parameter")
+    name: str = Field(max_length=MAX_NAME, description="The adapter in service, or `base` when that is.")

@@ -10,6 +10,7 @@ import click
 
 from appliance.commands.local import open_store
 from appliance.commands.output import json_option, moment, print_json, print_table
+from appliance.commands.words import WORDS
 
 if TYPE_CHECKING:
     from appliance.store import Store
@@ -56,7 +57,7 @@ Examples:
   shammah keys create "kitchen tablet"
   shammah keys create guests --no-collect     its exchanges are never learned from""",
 )
-@click.argument("name")
+@click.argument("name", type=WORDS)
 @click.option("--no-collect", is_flag=True, help="Never learn from what this device asks.")
 @json_option
 def create_key(name: str, no_collect: bool, as_json: bool) -> None:
@@ -111,7 +112,7 @@ Examples:
   shammah keys limit guests --model shammah --model shammah:base
   shammah keys limit guests --any-rate --all-models""",
 )
-@click.argument("device")
+@click.argument("device", type=WORDS)
 @click.option("--rate", type=int, help="Requests it may send in a minute.")
 @click.option("--any-rate", is_flag=True, help="As many as it likes.")
 @click.option(
@@ -146,7 +147,7 @@ def limit_key(
 
 
 @keys.command("revoke")
-@click.argument("device")
+@click.argument("device", type=WORDS)
 def revoke_key(device: str) -> None:
     """End the key of DEVICE (its name or id) for good."""
     with open_store() as store:

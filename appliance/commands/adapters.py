@@ -11,6 +11,7 @@ import click
 from appliance.commands.client import find_daemon
 from appliance.commands.local import adapter_path, no_daemon, open_store, resting_switch, served_bundle
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten, size
+from appliance.commands.words import WORDS
 from appliance.home import Home
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ Examples:
 \b
 With a daemon the switch happens at once, without a lost request; else it counts from the next start."""
 )
-@click.argument("name")
+@click.argument("name", type=WORDS)
 def promote(name: str) -> None:
     """Put the adapter NAME (or `base`) in service."""
     home = Home.default()
@@ -134,7 +135,7 @@ Checks names, shapes, ranks, types and finiteness, and that it belongs to the se
 behaves is the gate's business: `shammah eval` asks it, and a running daemon judges what is dropped
 into adapters/."""
 )
-@click.argument("adapter")
+@click.argument("adapter", type=WORDS)
 @json_option
 def validate(adapter: str, as_json: bool) -> None:
     """Check whether ADAPTER (a name or a file) could be served by this box."""

@@ -12,6 +12,7 @@ import click
 
 from appliance.commands.local import adapter_path, open_registry, served_bundle
 from appliance.commands.output import json_option, print_json, print_table
+from appliance.commands.words import WORDS
 from appliance.errors import InvalidRequest, ShammahError
 from appliance.home import Home
 
@@ -33,7 +34,7 @@ Another adapter than the one in service is compared with that one. With the batc
 the gate also sees whether the corrections were learned. It takes about a minute, needs no daemon and
 disturbs none. The exit code is 0 when the adapter passes, 1 when not.""",
 )
-@click.argument("adapter", required=False)
+@click.argument("adapter", required=False, type=WORDS)
 @click.option(
     "--examples",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.commands.output import json_option, moment, print_facts, print_json, print_table, size
+from appliance.commands.words import WORDS
 from appliance.home import Home
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ Example:
 An adapter belongs to the model it was trained on: another model starts without one and learns anew.
 It is in service again when you come back to that model."""
 )
-@click.argument("name")
+@click.argument("name", type=WORDS)
 def use(name: str) -> None:
     """Serve the model NAME from the daemon's next start."""
     _use(Home.default(), name)

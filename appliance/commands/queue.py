@@ -13,6 +13,7 @@ import click
 from appliance.commands.client import find_daemon
 from appliance.commands.local import no_daemon, open_store, resting_switch
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten
+from appliance.commands.words import WORDS
 from appliance.home import Home
 
 
@@ -110,8 +111,10 @@ database's own leftovers. Adapters that learned from it are named. With --retrai
 one before them serves again, and what else they had learned waits in the queue for the next run. That
 may also be asked for later, with the same id or device."""
 )
-@click.argument("example", required=False)
-@click.option("--device", metavar="NAME", help="All that this device said, instead of one example.")
+@click.argument("example", required=False, type=WORDS)
+@click.option(
+    "--device", type=WORDS, metavar="NAME", help="All that this device said, instead of one example."
+)
 @click.option("--retrain", is_flag=True, help="Also give up the adapters that learned from it.")
 @json_option
 def forget(example: str | None, device: str | None, retrain: bool, as_json: bool) -> None:

@@ -27,6 +27,8 @@ LEFTOVER_SECONDS = 6 * 3600.0
 SPARE_BYTES = 50_000_000
 """Kept free on the disk: what devices say meanwhile has to be written down."""
 _WRITE_BYTES = 1 << 18
+MAX_PARTS = 100
+"""Of such a form: a file, and what else is chosen with it."""
 
 
 @asynccontextmanager
@@ -66,7 +68,7 @@ async def _receive(request: Request, directory: Path, limit: int, name: Callable
     assert request.stream is not None
     file: _File | None = None
     try:
-        with PushMultipartParser(boundary) as parser:
+        with PushMultipartParser(boundary, max_segment_count=MAX_PARTS) as parser:
             async for chunk in request.stream:  # type: ignore[attr-defined]
                 for piece in parser.parse(chunk):
                     if isinstance(piece, MultipartSegment):

@@ -25,7 +25,7 @@ Generate = Callable[[list[dict[str, Any]]], Awaitable[str]]
 _STATED = re.compile(
     r"\b(?:should(?:\s+have)?\s+be(?:en)?|(?:correct|right|real)\s+(?:answer|one)\s*(?:is|was|:)"
     r"|(?:the\s+)?answer\s+(?:is|was|:)|must\s+be|it(?:'s|\u2019s|\s+is|\s+was)\s+actually|actually\s+(?:it(?:'s|\u2019s|\s+is)\s+)?)"
-    r"\s*[:=]?\s*(?P<answer>[^\n;!?]+?)(?=[.;!?](?:\s|$)|,?\s+(?:not|and\s+not|instead)\b|$)",
+    r"\s*[:=]?\s*(?P<answer>[^\n;!?]{1,200}?)(?=[.;!?](?:\s|$)|,?\s+(?:not|and\s+not|instead)\b|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 # "Should be shorter" says how to answer, not what.
@@ -47,7 +47,9 @@ _SHORT_WORDS = 6
 
 def stated_answer(note: str) -> str | None:
     """The answer a note gives in so many words: "4" for "Wrong! Should be 4". None when it gives none."""
-    for match in _STATED.finditer(note):
+    # With no two spaces in a row the pattern has one way to match; in a long run it would try all of them.
+    lines = (" ".join(line.split()) for line in note.splitlines())
+    for match in _STATED.finditer("\n".join(line for line in lines if line)):
         answer = match["answer"].strip(" \t,.\"'`*\u201c\u201d")
         if answer and len(answer.split()) <= _LONGEST_STATED and not _MANNER.match(answer):
             return answer
@@ -120,7 +122,7 @@ async def draft_critique(store: Store, example: Example, generate: Generate) -> 
             draft = (await generate(messages)).strip()
         except ShammahError as error:
             return await _settle(store, example, note=f"No draft could be made: {error.message}")
-        problem = check_draft(example, draft)
+        problem = await asyncio.to_thread(check_draft, example, draft)
         if problem is None:
             note = f"{DRAFT_NOTE} by the model, from the note"
             return await _settle(store, example, target=draft, note=note)

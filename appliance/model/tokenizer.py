@@ -27,9 +27,10 @@ import jinja2
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from appliance.errors import BundleError, InvalidRequest
+from appliance.errors import BundleError, ContextOverflow, InvalidRequest
 from appliance.model.bundle import Bundle
 from appliance.model.vocabulary import Vocabulary
+from appliance.reading import well_formed
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
@@ -73,6 +74,7 @@ class Tokenizer:
                 f"The tokenizer of {bundle.path} cannot be read ({error}). Import the model again."
             ) from error
         self.eos_ids: tuple[int, ...] = bundle.manifest.eos_ids
+        self._context = bundle.manifest.context_length
         self.writes_calls = source is not None and "tools" in source and CALL_BEGIN in source
         self._prefix = self._plain.encode("", add_special_tokens=True).ids
         controls = "|".join(re.escape(name) for name in sorted(self._secret, key=len, reverse=True))
@@ -85,7 +87,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of plain text; nothing in it becomes a control token."""
-        return list(self._renamed.encode(_clean(text), add_special_tokens=False).ids)
+        return self._ids(well_formed(text))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Tokens of a raw prompt: what the model wants before any text, then the text."""
@@ -101,13 +103,20 @@ class Tokenizer:
 
         Raises:
             InvalidRequest: the model has no chat format, or it refuses these messages.
+            ContextOverflow: it makes more of them than the model can read.
         """
         text = self._render(messages, add_generation_prompt, tools)
-        return list(self._renamed.encode(text, add_special_tokens=False).ids)
+        if len(text) > self.longest_text(self._context):
+            raise ContextOverflow(f"In the model's chat format this has {len(text):,} characters, too many.")
+        return self._ids(text)
 
     def encode_answer(self, text: str, end: bool) -> list[int]:
         """Tokens of an answer as the model generates it; with `end`, up to the end of its turn."""
         return [*self.encode(text), *(self._turn_end if end else ())]
+
+    def longest_text(self, tokens: int) -> int:
+        """Characters that so many tokens have at most: a text with more has more tokens."""
+        return tokens * self._longest_token
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, control tokens left out."""
@@ -137,6 +146,15 @@ class Tokenizer:
             if name.startswith("<") and name.endswith(">")
             if (ident := self._plain.token_to_id(name)) is not None and self.decode([ident]) == name
         }
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """In characters, or letters that stand for bytes, which are no fewer."""
+        return max(map(len, self._plain.get_vocab()))
+
+    def _ids(self, text: str) -> list[int]:
+        # Only a batch, here of one, is encoded without the interpreter's lock.
+        return list(self._renamed.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     @cached_property
     def _turn_end(self) -> tuple[int, ...]:
@@ -176,7 +194,7 @@ class Tokenizer:
                 f"The model's chat format does not allow these messages: {error}", param="messages"
             ) from error
         text = self._controls.sub(lambda match: self._secret[match[0]], text)
-        return _clean(guard.undo(text))
+        return well_formed(guard.undo(text))
 
 
 class Detokenizer:
@@ -320,12 +338,3 @@ def _refuse(message: str) -> NoReturn:
 def _token_text(token: Any) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
-
-
-def _clean(text: str) -> str:
-    """Replace lone surrogates, which JSON can carry and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

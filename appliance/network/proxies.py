@@ -20,8 +20,8 @@ from appliance.network.names import split_list
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 MOST_HOPS = 20
-_ELEMENT = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
-_PAIR = re.compile(r'([A-Za-z]+)=("(?:\\.|[^"\\])*"|[^;\s"]*)')
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"|[;,]|[^";,]+')
+"""A quoted text, a mark that separates, or what stands between. Only an open quote is none of them."""
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
@@ -114,18 +114,34 @@ def _from_the_end(items: list[str], count: int) -> list[str | None]:
 
 
 def _forwarded(values: Sequence[str]) -> list[_Hop]:
-    hops = []
-    for element in _ELEMENT.findall(",".join(values)[:16_000]):
-        pairs = {name.lower(): _unquoted(value) for name, value in _PAIR.findall(element)}
-        proto = pairs.get("proto")
-        hops.append(
-            _Hop(_address(pairs.get("for", "")), proto.lower() if proto else None, _host(pairs.get("host")))
-        )
+    """Read in one pass: a pattern that tries anew from every character takes the square of the length."""
+    text = "".join(f"{value}," for value in values)
+    hops: list[_Hop] = []
+    pairs: dict[str, str] = {}
+    pair = ""
+    at = 0
+    while at < len(text):
+        piece = _PIECE.match(text, at)
+        if piece is None:
+            return [_Hop(None)]  # an open quote: who can say where it ends
+        at = piece.end()
+        if piece[0] not in (";", ","):
+            pair += piece[0]
+            continue
+        name, _, value = pair.strip().partition("=")
+        pairs.setdefault(name.lower(), _unquoted(value))
+        pair = ""
+        if piece[0] == ",":
+            if pairs.keys() != {""}:
+                proto = pairs.get("proto")
+                address = _address(pairs.get("for", ""))
+                hops.append(_Hop(address, proto.lower() if proto else None, _host(pairs.get("host"))))
+            pairs = {}
     return hops
 
 
 def _items(values: Sequence[str]) -> list[str]:
-    return [item.strip() for item in ",".join(values)[:16_000].split(",") if item.strip()]
+    return [item.strip() for item in ",".join(values).split(",") if item.strip()]
 
 
 def _unquoted(value: str) -> str:

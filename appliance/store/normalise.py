@@ -14,9 +14,13 @@ _LEADING = _BOTH_SIDES + "¿¡ "
 _TRAILING = _BOTH_SIDES + ".,;:!?\u3002\u3001\uff01\uff1f "
 
 
+_COMPOSED_AT_ONCE = 512
+"""Characters. Accents that stand in a row are put in order in the square of their number."""
+
+
 def fold(text: str) -> str:
     """Casefold and collapse white space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return " ".join(_composed(text).casefold().split())
 
 
 def searchable(*texts: str | None) -> str:
@@ -56,3 +60,17 @@ def context_key(messages: Iterable[Mapping[str, Any]]) -> str:
     """
     earlier = [normalise(message_text(item)) for item in messages if item.get("role") == "user"][:-1]
     return text_key("\n".join(earlier)) if earlier else ""
+
+
+def _composed(text: str) -> str:
+    """NFC, piece by piece, which is the same: ASCII, before which a piece ends, is composed with nothing."""
+    if len(text) <= _COMPOSED_AT_ONCE or text.isascii():
+        return unicodedata.normalize("NFC", text)
+    pieces, at = [], 0
+    while at < len(text):
+        end = at + _COMPOSED_AT_ONCE
+        if end < len(text):
+            end = next((cut for cut in range(end, at, -1) if text[cut] < "\x80"), end)
+        pieces.append(unicodedata.normalize("NFC", text[at:end]))
+        at = end
+    return "".join(pieces)

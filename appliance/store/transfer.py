@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from appliance.errors import Conflict, InvalidRequest
+from appliance.reading import tidy_json
 from appliance.store.browse import EVERYTHING, Browse, Filter
 from appliance.store.db import Database
 from appliance.store.example import MAX_WEIGHT, Example, Kind, NewExample, State
@@ -164,7 +165,8 @@ class Transfer:
 
 def _parse(text: str | bytes) -> Line:
     try:
-        return Line.model_validate_json(text)
+        data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        return Line.model_validate_json(tidy_json(data, "It"))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = [str(part) for part in first["loc"]]
