@@ -54,6 +54,7 @@ from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
 from appliance.network import secure
 from appliance.network.lan import Network
+from appliance.network.routes import Routes
 from appliance.pulse import Pulse
 from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
@@ -158,7 +159,11 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         name: of the app, as Sanic wants each to have its own.
     """
     app: Sanic[Any, Any] = Sanic(
-        name, configure_logging=False, error_handler=RouteErrors(), request_class=Exchange
+        name,
+        configure_logging=False,
+        error_handler=RouteErrors(),
+        request_class=Exchange,
+        router=Routes(),
     )
     app.config.update(
         REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any, TypeVar
@@ -9,13 +10,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
 from sanic import json as json_response
-from sanic.exceptions import SanicException
+from sanic.exceptions import NotFound, SanicException
 from sanic.handlers import ErrorHandler
 
-from appliance.errors import Busy, InvalidRequest, ShammahError
+from appliance.api import base_url
+from appliance.errors import Busy, InvalidRequest, ShammahError, Unavailable
 
 logger = logging.getLogger(__name__)
 
+LEFT = 499
+"""The status of a request whose client left before the answer began, as everybody counts it."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -53,6 +57,8 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
 
 async def respond(request: Request, error: Exception) -> HTTPResponse:
     """Sanic's exception handler."""
+    if isinstance(error, NotFound):
+        error = NotFound(base_url.explain(request.path))
     status, body = error_object(error)
     if isinstance(error, ShammahError):
         request.app.ctx.metrics.http.refused(error.code or error.type)
@@ -98,9 +104,17 @@ def explain(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{path}: {message}" if path else message, param=path or None, code="invalid_value")
 
 
+async def broken_off(request: Request, error: BaseException) -> HTTPResponse:
+    """What is written down of a request that was broken off; nobody reads it when its client has left."""
+    if request.conn_info is not None and request.conn_info.lost:
+        return json_response({}, status=LEFT)
+    return await respond(request, Unavailable("The box is shutting down."))
+
+
 def setup(app: Sanic[Any, Any]) -> None:
     """Answer every exception that no blueprint handles."""
     app.error_handler.add(Exception, respond)
+    app.error_handler.add(asyncio.CancelledError, broken_off)
 
 
 def _refuse_constant(name: str) -> float:

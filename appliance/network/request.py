@@ -7,6 +7,8 @@ from typing import Any
 from sanic import Request
 
 from appliance.network.proxies import Client, client_of, is_trusted, networks
+from appliance.network.routes import plain
+from appliance.origin import unmapped
 
 
 class BoxRequest(Request):
@@ -20,9 +22,22 @@ class BoxRequest(Request):
     __slots__ = ("_client",)
 
     @property
+    def path(self) -> str:
+        """The address in its plain form: what is checked is what is routed."""
+        return plain(super().path)
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether it stands for bytes that are no request: there is nothing in it to judge anybody by."""
+        return not self.head
+
+    def over(self) -> None:
+        """It is answered, or never will be."""
+
+    @property
     def peer(self) -> str:
         """The socket's remote address."""
-        return str(self.conn_info.client_ip) if self.conn_info else ""
+        return unmapped(str(self.conn_info.client_ip)) if self.conn_info else ""
 
     @property
     def by_proxy(self) -> bool:
