@@ -24,7 +24,7 @@ def for_a_person(request: Request) -> bool:
 
 def explain(path: str) -> str:
     """Why nothing is at an address, to who writes programs."""
-    if path in (ROOT, f"{ROOT}/"):
+    if path == ROOT:
         return (
             f"{ROOT} is where the API begins: what there is below it is said in /openapi.json. A client "
             f"whose base URL ends in {ROOT} asks for {ROOT}/models or {ROOT}/chat/completions."

@@ -86,11 +86,11 @@ def plain(path: str) -> str:
     """An address in its plain form, so that all who look at it see the same.
 
     Letters, digits and the like mean the same with and without a percent sign, and several slashes the same
-    as one: a base URL that ends in a slash is a common slip.
+    as one, at the end as none: a base URL that ends in a slash is a common slip.
     """
     if _BROKEN.search(path):
         return path
-    return _SLASHES.sub("/", _ESCAPE.sub(_as_itself, path))
+    return _SLASHES.sub("/", _ESCAPE.sub(_as_itself, path)).rstrip("/") or "/"
 
 
 def _as_itself(escape: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""HTTP as programs really speak it: encoded addresses, HEAD, version 1.0, wrong base URLs, clients that leave.
+"""HTTP as programs speak it: encoded addresses, HEAD, version 1.0, wrong base URLs, clients that leave.
 
 By sockets where a client library would put right what is to be tried.
 """
@@ -9,12 +9,12 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import httpx
 import pytest
-from daemons import Daemon, StartDaemon, free_port
+from daemons import Daemon, StartDaemon
 
 CHAT = "/v1/chat/completions"
 PAGE = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -52,7 +52,9 @@ def split(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 
 @pytest.mark.parametrize("path", ["shammah%3Abase", "shammah%3abase", "shammah:base", "%73hammah%3A%62ase"])
 def test_an_address_may_be_encoded(daemon: Daemon, path: str) -> None:
-    status, _, body = split(say(daemon, f"GET /v1/models/{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()))
+    status, _, body = split(
+        say(daemon, f"GET /v1/models/{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+    )
     assert status == 200
     assert json.loads(body)["id"] == "shammah:base"
 
@@ -89,7 +91,7 @@ def test_names_in_addresses_of_the_console_are_decoded_too(daemon: Daemon) -> No
     assert daemon.get("/settings/%73erver", headers=PAGE).status_code == 200
 
 
-def test_what_is_checked_is_what_is_routed(start_daemon: StartDaemon, daemon: Daemon) -> None:
+def test_what_is_checked_is_what_is_routed(daemon: Daemon) -> None:
     """Rules that go by an address hold for every way to write it: no key, no answer."""
     for path in ("/%761/models", "//v1/models", "/v1//models", "/%76%31/%6dodels", "/v1/models/"):
         head = f"GET {path} HTTP/1.0\r\nHost: elsewhere.example\r\n\r\n"
@@ -155,7 +157,9 @@ def test_who_uses_another_method_is_told_which_ones_would_do(daemon: Daemon) -> 
         ("BREW", "/health", "GET, HEAD, OPTIONS"),
         ("POST", "/static/1/app.css", "GET, HEAD, OPTIONS"),
     ):
-        status, headers, body = split(say(daemon, f"{method} {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()))
+        status, headers, body = split(
+            say(daemon, f"{method} {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        )
         assert (status, headers.get("allow")) == (405, allowed), (method, path)
         assert (body == b"") == (method == "HEAD")
 
@@ -188,7 +192,10 @@ def test_a_client_of_version_one_gets_a_stream_without_chunks(daemon: Daemon, he
 
 
 def test_the_consoles_streams_suit_version_one_as_well(daemon: Daemon) -> None:
-    for path, first in (("/console/events?seen=-1", b": connected\n\nevent: box-all\n"), ("/logs/follow", b":")):
+    for path, first in (
+        ("/console/events?seen=-1", b": connected\n\nevent: box-all\n"),
+        ("/logs/follow", b":"),
+    ):
         with socket.create_connection(("127.0.0.1", daemon.port), 10) as sock:
             sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
             got = b""
@@ -199,7 +206,10 @@ def test_the_consoles_streams_suit_version_one_as_well(daemon: Daemon) -> None:
 
 
 def test_later_versions_still_get_chunks_and_keep_the_connection(daemon: Daemon) -> None:
-    twice = post("1.1", {**WORDS, "stream": True}) + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    twice = (
+        post("1.1", {**WORDS, "stream": True})
+        + b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     got = say(daemon, twice)
     assert b"transfer-encoding: chunked" in got
     assert b"0\r\n\r\nHTTP/1.1 200 OK" in got
@@ -292,12 +302,12 @@ def test_a_malformed_head_is_logged_with_its_sender(daemon: Daemon) -> None:
 
 def _statuses(daemon: Daemon) -> dict[tuple[str, str], float]:
     found = re.findall(
-        r'^shammah_http_requests_total\{([^}]*)\} (\S+)$', daemon.get("/metrics").text, re.MULTILINE
+        r"^shammah_http_responses_total\{([^}]*)\} (\S+)$", daemon.get("/metrics").text, re.MULTILINE
     )
     counted: dict[tuple[str, str], float] = {}
     for labels, value in found:
         said = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        key = (said["route"], said["status"])
+        key = (said["endpoint"], said["status"])
         counted[key] = counted.get(key, 0) + float(value)
     return counted
 
