@@ -90,6 +90,11 @@ class Network:
         """What the box is called."""
         return self._config.console.name
 
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """The names and addresses that the owner has set."""
+        return tuple(name.lower() for name in split_list(self._config.tls.names))
+
     def names(self) -> tuple[str, ...]:
         """The names and addresses the box is reached by."""
         wished = f"{self._wished}.local"
@@ -98,7 +103,7 @@ class Network:
                 *([self.host] if self.host else []),
                 wished,
                 *machine_names(),
-                *(name.lower() for name in split_list(self._config.tls.names)),
+                *self.configured,
                 "localhost",
                 *machine_addresses(),
                 "127.0.0.1",
