@@ -43,7 +43,9 @@ async def change_password(request: Request) -> HTTPResponse:
     if password != secret_field(request, "again"):
         return await _page(request, "The new passwords are not the same. Type the new one twice.")
     # Who has found an open browser may guess here as little as at the login.
-    wait = throttle.attempt(request.ip)
+    token = session_token(request.cookies)
+    me = f"session {token}"  # what strangers try is no reason to keep the owner from another password
+    wait = throttle.attempt(request.ip, me)
     if wait > 0:
         seconds = math.ceil(wait)
         response = await _page(request, f"Too many attempts. Try again in {seconds} seconds.", 429)
@@ -52,7 +54,7 @@ async def change_password(request: Request) -> HTTPResponse:
     if not await asyncio.to_thread(verify_password, store, secret_field(request, "old")):
         await audit(request, "account.password.failed")
         return await _page(request, "That is not the present password. Nothing was changed.")
-    throttle.succeeded(request.ip)
+    throttle.succeeded(request.ip, me)
     try:
         await asyncio.to_thread(set_password, store, password)
     except ShammahError as error:
