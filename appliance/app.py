@@ -25,6 +25,7 @@ from appliance import connections, console, heartbeat, notify, process, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
+from appliance.api.builds import Builds
 from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
 from appliance.api.health import alive
@@ -186,6 +187,9 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
     app.ctx.running = Running(parts.store)
+    app.ctx.builds = Builds(parts.engine.lingering)
+    built = "Models that were made ready because a request named them."
+    app.ctx.metrics.offer("shammah_model_builds_total", built, lambda: app.ctx.builds.made)
     app.ctx.network = Network(parts.home, parts.config, lambda: insecure or password_set(parts.store))
     offer_parts(app.ctx.metrics, app.ctx)
     healthy = "1 while no restart would help; see /health."
