@@ -19,7 +19,7 @@ from appliance.console.render import back, form_field, page
 from appliance.console.snippets import key_usage
 from appliance.errors import Conflict, InvalidSettings, ShammahError
 from appliance.model.bundle import list_bundles
-from appliance.origin import is_loopback, trusted_loopback
+from appliance.origin import trusted_loopback
 from appliance.store.keys import PREFIX
 from appliance.store.owner import MAX_PASSWORD, MIN_PASSWORD, set_first_password, setup_token_valid
 
@@ -300,7 +300,7 @@ async def show_done(request: Request) -> HTTPResponse:
         request,
         "first_run_done.html",
         bare=True,
-        closed=is_loopback(ctx.host),
+        closed=ctx.closed,
         chosen=chosen,
         present=ctx.bundle.name,
     )
