@@ -194,6 +194,6 @@ def invite(app: Sanic[Any, Any], places: Sequence[Place], insecure: bool) -> Non
         if not app.ctx.closed:
             first_run.info(
                 "The box listens on %s, but serves %s until it has a password.",
-                shown(places),
+                ", ".join(each for each, _ in places if not is_loopback(each)),
                 "everybody, because of --insecure," if insecure else "only this machine",
             )

@@ -55,4 +55,4 @@ async def look(request: Request, **_: Any) -> None:
 def _from_page(request: Request) -> bool:
     """Whether a script of the console's asks, or a program that has logged in to it."""
     headers = request.headers
-    return "hx-request" in headers or "sec-fetch-site" in headers or "cookie" in headers
+    return any(name in headers for name in ("hx-request", "sec-fetch-site", "origin", "cookie"))

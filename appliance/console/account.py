@@ -8,7 +8,7 @@ import math
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.actions import audit
-from appliance.console.login import begin_session, secret_field, throttle
+from appliance.console.login import begin_session, known_visitor, secret_field, throttle
 from appliance.console.render import back, page
 from appliance.errors import ShammahError
 from appliance.store.owner import (
@@ -44,7 +44,8 @@ async def change_password(request: Request) -> HTTPResponse:
         return await _page(request, "The new passwords are not the same. Type the new one twice.")
     # Who has found an open browser may guess here as little as at the login.
     token = session_token(request.cookies)
-    me = f"session {token}"  # what strangers try is no reason to keep the owner from another password
+    # What strangers try is no reason to keep the owner from another password.
+    me = await asyncio.to_thread(known_visitor, request) or f"session {token}"
     wait = throttle.attempt(request.ip, me)
     if wait > 0:
         seconds = math.ceil(wait)

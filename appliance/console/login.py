@@ -144,7 +144,7 @@ async def log_in(request: Request) -> HTTPResponse:
     store = request.app.ctx.store
     if not request.ctx.password_set:
         return back(request, to="/")
-    known = await asyncio.to_thread(_known, request)
+    known = await asyncio.to_thread(known_visitor, request)
     wait = throttle.attempt(request.ip, known)
     metrics = request.app.ctx.metrics
     if wait > 0:
@@ -165,7 +165,7 @@ async def log_in(request: Request) -> HTTPResponse:
     return await begin_session(request, back(request, to="/"))
 
 
-def _known(request: Request) -> str | None:
+def known_visitor(request: Request) -> str | None:
     """What the one who tries is called among those who have logged in before; None for a stranger. Blocking.
 
     On this machine itself one is never a stranger: that is the way back for who has no such browser.

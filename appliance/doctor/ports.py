@@ -69,7 +69,7 @@ def taken(place: Place) -> str:
         cause = problem.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
             return f"{host} port {port} is in use by {_who(port)}."
-        return problem.message
+        return f"The box {problem.message[0].lower()}{problem.message[1:]}"
     return ""
 
 
