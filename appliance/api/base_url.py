@@ -43,7 +43,7 @@ async def look(request: Request, **_: Any) -> None:
         Misplaced: the route is the console's, and a program means the API's of the same name.
     """
     path = request.path
-    if path.startswith(f"{ROOT}/") or for_a_person(request) or _from_page(request):
+    if path.startswith(f"{ROOT}/") or not _from_program(request):
         return
     routes = request.app.router
     assert isinstance(routes, Routes)
@@ -52,7 +52,9 @@ async def look(request: Request, **_: Any) -> None:
         raise Misplaced(explain(path))
 
 
-def _from_page(request: Request) -> bool:
-    """Whether a script of the console's asks, or a program that has logged in to it."""
+def _from_program(request: Request) -> bool:
+    """Whether a client of the API asks: it brings a key, or wants JSON. What takes anything may be a person."""
     headers = request.headers
-    return any(name in headers for name in ("hx-request", "sec-fetch-site", "origin", "cookie"))
+    if for_a_person(request) or "hx-request" in headers:
+        return False
+    return "authorization" in headers or "application/json" in headers.get("accept", "")

@@ -36,9 +36,19 @@ class BoxHttp(Http):
         super().init_for_request()  # type: ignore[no-untyped-call]
 
     def create_empty_request(self) -> None:
-        """Stand in for a request that could not be read: at least it is known who has sent it."""
+        """Stand in for a request that could not be read: at least it is known who has sent it.
+
+        Its address may be just what could not be read.
+        """
+        self.url = None
         super().create_empty_request()
         self.request.conn_info = self.protocol.conn_info
+
+    async def http1_request_header(self) -> None:
+        """Read the head of the next request."""
+        await super().http1_request_header()  # type: ignore[no-untyped-call]
+        if self.request.version == "1.0":
+            self.expecting_continue = False  # it would not know what that answer is
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Send the head, and the body as far as it is there."""

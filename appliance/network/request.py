@@ -24,7 +24,8 @@ class BoxRequest(Request):
     @property
     def path(self) -> str:
         """The address in its plain form: what is checked is what is routed."""
-        return plain(super().path)
+        raw: bytes | None = self._parsed_url.path
+        return plain(raw.decode()) if raw else "/"  # http://host alone has none
 
     @property
     def unreadable(self) -> bool:

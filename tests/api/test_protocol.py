@@ -215,6 +215,23 @@ def test_later_versions_still_get_chunks_and_keep_the_connection(daemon: Daemon)
     assert b"0\r\n\r\nHTTP/1.1 200 OK" in got
 
 
+def test_an_address_may_be_absolute(daemon: Daemon) -> None:
+    for target, kind in (
+        ("http://localhost/v1/models", "application/json"),
+        ("http://localhost", "text/html"),
+    ):
+        head = f"GET {target} HTTP/1.0\r\nHost: localhost\r\nAccept: text/html\r\n\r\n"
+        status, headers, _ = split(say(daemon, head.encode()))
+        assert status == 200
+        assert headers["content-type"].startswith(kind)
+
+
+def test_version_one_is_told_nothing_that_it_does_not_know(daemon: Daemon) -> None:
+    assert say(daemon, post("1.0", WORDS, "Expect: 100-continue")).startswith(b"HTTP/1.1 200 OK")
+    ask = post("1.1", WORDS, "Expect: 100-continue", "Connection: close")
+    assert say(daemon, ask).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
 def test_version_one_keeps_a_connection_that_it_asks_to_keep(daemon: Daemon) -> None:
     ask = b"GET /health HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
     got = say(daemon, ask + ask.replace(b"keep-alive", b"close"))
@@ -265,6 +282,7 @@ def test_people_still_get_pages(daemon: Daemon) -> None:
     assert lost.status_code == 404
     assert "There is no such page" in lost.text
     assert "There is no such page" in daemon.get("/v1", headers=PAGE).text
+    assert "<h1" in daemon.get("/models").text  # who takes anything may be one
     part = daemon.get("/models", headers={"HX-Request": "true"})
     assert part.status_code == 200
 
@@ -278,6 +296,9 @@ def test_people_still_get_pages(daemon: Daemon) -> None:
         (b"GARBAGE\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET / SMTP/1.1\r\n\r\n", 400),
+        (b"GET v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET  HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET /\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"POST /v1/feedback HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", 400),
         (b"POST /v1/feedback HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
