@@ -53,7 +53,7 @@ async def look(request: Request, **_: Any) -> None:
 
 
 def _from_program(request: Request) -> bool:
-    """Whether a client of the API asks: it brings a key, or wants JSON. What takes anything may be a person."""
+    """Whether a client of the API asks: it has a key, or wants JSON. Who takes anything may be a person."""
     headers = request.headers
     if for_a_person(request) or "hx-request" in headers:
         return False
