@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from appliance import connections, console, heartbeat, notify, process, served
 from appliance.adapters.file import Adapter
 from appliance.adapters.registry import Registry
 from appliance.api import blueprints as api
+from appliance.api.builds import Builds
 from appliance.api.errors import RouteErrors
 from appliance.api.exchange import Exchange
 from appliance.api.health import alive
@@ -52,8 +53,9 @@ from appliance.metrics.exposition import Metrics
 from appliance.metrics.parts import offer as offer_parts
 from appliance.model.bundle import Bundle, load_bundle
 from appliance.model.tokenizer import Tokenizer
-from appliance.network import secure
+from appliance.network import listening, secure
 from appliance.network.lan import Network
+from appliance.network.routes import Routes
 from appliance.pulse import Pulse
 from appliance.restart import Restart, start_again
 from appliance.settings.editor import SettingsEditor
@@ -158,7 +160,11 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         name: of the app, as Sanic wants each to have its own.
     """
     app: Sanic[Any, Any] = Sanic(
-        name, configure_logging=False, error_handler=RouteErrors(), request_class=Exchange
+        name,
+        configure_logging=False,
+        error_handler=RouteErrors(),
+        request_class=Exchange,
+        router=Routes(),
     )
     app.config.update(
         REQUEST_MAX_SIZE=parts.config.server.max_body_mb * 1_000_000,
@@ -181,6 +187,9 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
     app.ctx.metrics = Metrics(app.ctx)
     app.ctx.limits = Limits()
     app.ctx.running = Running(parts.store)
+    app.ctx.builds = Builds(parts.engine.lingering)
+    built = "Models that were made ready because a request named them."
+    app.ctx.metrics.offer("shammah_model_builds_total", built, lambda: app.ctx.builds.made)
     app.ctx.network = Network(parts.home, parts.config, lambda: insecure or password_set(parts.store))
     offer_parts(app.ctx.metrics, app.ctx)
     healthy = "1 while no restart would help; see /health."
@@ -297,17 +306,17 @@ def run_daemon(home: Home, config: Config, bind: str | None = None, insecure: bo
     # The engine's thread comes back from computing and wants the interpreter: it waits for the event loop
     # this long at most, ten times less than by default.
     sys.setswitchinterval(0.0005)
-    host, port = process.split_bind(bind or config.server.bind)
+    places = listening.split_bind(bind or config.server.bind)
     if shutil.disk_usage(home.ensure().root).free < FULL_BYTES:
         give_up(home)
     process.configure_logging(home, config.server)
     with process.only_daemon(home):
-        again = _serve(home, config, host, port, insecure)
+        again = _serve(home, config, places, insecure)
     if again:
         start_again()
 
 
-def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> bool:
+def _serve(home: Home, config: Config, wanted: Sequence[listening.Place], insecure: bool) -> bool:
     """Serve to the end; says whether to start anew."""
     try:
         try:
@@ -321,25 +330,25 @@ def _serve(home: Home, config: Config, host: str, port: int, insecure: bool) -> 
             raise
         app = create_app(parts, insecure=insecure)
         with ExitStack() as sockets:
-            sock = sockets.enter_context(process.listen(host, port))
-            port = sock.getsockname()[1]
-            safe = process.listen_secure(config.tls.bind, host)
-            if safe is not None:
-                sockets.enter_context(safe)
-            app.ctx.network.listens((host, port), safe and safe.getsockname()[:2])
+            places, plain = listening.listen_all(wanted)
+            for sock in plain:
+                sockets.enter_context(sock)
+            safe = [*map(sockets.enter_context, process.listen_secure(config.tls.bind, wanted))]
+            app.ctx.network.listens(*([listening.name_of(sock) for sock in each] for each in (plain, safe)))
             process.stop_when_told(app, parts.restart)
             process.reload_on_signal(app, parts.settings)
-            process.announce(app, home, host, port)
-            heartbeat.attach(app, process.reached_at(host), port)
+            process.announce(app, home, places)
+            host, port = listening.nearest(places)
+            heartbeat.attach(app, listening.reached_at(host), port)
             if not password_set(parts.store):
-                process.invite(app, host, port, insecure)
+                process.invite(app, places, insecure)
             connections.limit(app, config.server.max_connections)
             secure.run(
                 app,
-                sock,
+                plain,
                 safe,
                 app.ctx.network.certificates.listening,
-                process.BACKLOG,
+                listening.BACKLOG,
                 protocol=connections.Connection,
             )
         return parts.restart.wanted

@@ -16,6 +16,9 @@ from sanic.exceptions import RequestTimeout
 from sanic.http import Stage
 from sanic.server import HttpProtocol
 
+from appliance.network.http import BoxHttp
+from appliance.origin import unmapped
+
 logger = logging.getLogger(__name__)
 
 WHOLE_SECONDS = 30.0
@@ -34,6 +37,7 @@ SPARE_FILES = 256
 class Connection(HttpProtocol):
     """A connection with limits. When there are too many, the one that has waited longest to ask gives way."""
 
+    HTTP_CLASS = BoxHttp
     __slots__ = ("_began", "_stuck_since", "_told")
 
     def __init__(self, **parts: Any) -> None:
@@ -124,7 +128,7 @@ def _longest_waiting(crowd: Iterable[Connection]) -> Connection | None:
 
 
 def _address(connection: Connection) -> str:
-    return str(connection.conn_info.client_ip) if connection.conn_info else ""
+    return unmapped(str(connection.conn_info.client_ip)) if connection.conn_info else ""
 
 
 def _unread(http: Any) -> bool:

@@ -36,11 +36,22 @@ def is_loopback(name: str) -> bool:
     if name.lower().rstrip(".") == "localhost":
         return True
     try:
-        address = ip_address(name)
+        return ip_address(unmapped(name)).is_loopback
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+
+
+def unmapped(address: str) -> str:
+    """An address of IPv4 as such, also where a socket of IPv6 has dressed it as one of its own.
+
+    One machine must not count as two, nor escape a rule that is for its address.
+    """
+    if not address.lower().startswith("::ffff:"):
+        return address
+    try:
+        return str(getattr(ip_address(address), "ipv4_mapped", None) or address)
+    except ValueError:
+        return address
 
 
 def same_origin(method: str, headers: Mapping[str, str], host: str | None = None) -> bool:

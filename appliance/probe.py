@@ -15,7 +15,7 @@ from appliance.home import Home
 
 SECONDS = 4.0
 """A daemon that answers later than this is of no use to anybody."""
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
 
 
 def probe(home: Home, seconds: float = SECONDS) -> tuple[bool, str]:

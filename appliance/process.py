@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,12 @@ from sanic import Sanic
 
 from appliance import logs, notify, served, stopping
 from appliance.config import keep_good
-from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
+from appliance.errors import Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
 from appliance.learning.switch import APPLIANCE
+from appliance.network.listening import Place, listen_all, nearest, reached_at, shown, split_bind
+from appliance.network.names import in_url, unique
 from appliance.origin import is_loopback
 from appliance.restart import Restart
 from appliance.sections import ServerConfig
@@ -34,24 +36,9 @@ logger = logging.getLogger(__name__)
 # Its lines are written whatever `[server] log_level` says: without them nobody gets in.
 first_run = logging.getLogger("appliance.first_run")
 
-BACKLOG = 512
 AUTO_HTTPS_PORT = 8443
 GLANCE_SECONDS = 1.0
 """So long a start waits for the home's lock: a command that looks for the daemon holds it for a moment."""
-_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Where an address that means all of them is reached from this machine."""
-
-
-def split_bind(bind: str) -> tuple[str, int]:
-    """HOST:PORT (or [IPv6]:PORT) in two.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    host, _, port = bind.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ConfigError(f"{bind!r} is not HOST:PORT, e.g. 127.0.0.1:8080", param="server.bind")
-    return host.strip("[]"), int(port)
 
 
 def configure_logging(home: Home, server: ServerConfig) -> None:
@@ -78,36 +65,24 @@ def only_daemon(home: Home) -> Iterator[None]:
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """The listening socket, made here: Sanic would only log that it cannot make one, and exit with 0."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise Unavailable(f"Cannot listen on {host} port {port}: {error.strerror or error}.") from error
-    sock.setblocking(False)
-    return sock
-
-
-def listen_secure(bind: str, host: str) -> socket.socket | None:
-    """The listening socket for HTTPS, as `[tls] bind` says; None for no HTTPS.
+def listen_secure(bind: str, places: Sequence[Place]) -> list[socket.socket]:
+    """The listening sockets for HTTPS, as `[tls] bind` says; none for no HTTPS.
 
     Args:
         bind: of the settings.
-        host: where plain HTTP is listened on.
+        places: where plain HTTP is listened on.
 
     Raises:
-        Unavailable: the address cannot be listened on. One that nobody has asked for may be taken.
+        Unavailable: an address cannot be listened on. One that nobody has asked for may be taken.
     """
     if bind != "auto":
-        return listen(*split_bind(bind)) if bind else None
-    if is_loopback(host):
-        return None
+        return listen_all(split_bind(bind))[1] if bind else []
+    wanted = unique((host, AUTO_HTTPS_PORT) for host, _ in places if not is_loopback(host))
     try:
-        return listen(host, AUTO_HTTPS_PORT)
+        return listen_all(wanted)[1]
     except Unavailable as error:
         logger.warning("No HTTPS: %s Choose another address for it in `[tls] bind`.", error.message)
-        return None
+        return []
 
 
 def stop_when_told(app: Sanic[Any, Any], restart: Restart) -> None:
@@ -157,10 +132,11 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
         app.loop.add_signal_handler(signal.SIGHUP, lambda: app.add_task(reload()))
 
 
-def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
+def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
     """Tell people where the console is, and the command line how to reach this daemon."""
-
-    app.ctx.host, app.ctx.port = host, port
+    host, port = nearest(places)
+    app.ctx.closed = all(is_loopback(each) for each, _ in places)
+    app.ctx.port = port
 
     @app.after_server_start
     async def started(app: Sanic[Any, Any]) -> None:
@@ -168,6 +144,7 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
             "pid": os.getpid(),
             "host": host,
             "port": port,
+            "listens": [in_url(*place) for place in places],
             "https": app.ctx.network.https_port,
             "token": app.ctx.local_token,
             "started": app.ctx.started_at,
@@ -180,8 +157,8 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
             keep_good(home.config, home.good_config)
         except ShammahError as error:  # serving matters more
             logger.error("The command cannot reach this daemon: %s", error)
-        shown = _in_url(host)
-        logger.info("Console: http://%s:%d/   API: http://%s:%d/v1", shown, port, shown, port)
+        for place in places:
+            logger.info("Console: http://%s/   API: http://%s/v1", in_url(*place), in_url(*place))
         if app.ctx.network.https_port is not None:
             logger.info("HTTPS on port %d; what devices install for it: /trust", app.ctx.network.https_port)
 
@@ -191,8 +168,9 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
         app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)
 
 
-def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
+def invite(app: Sanic[Any, Any], places: Sequence[Place], insecure: bool) -> None:
     """Print the link by which the owner chooses a password. A new start makes a new one."""
+    host, port = nearest(places)
 
     @app.after_server_start
     async def invite(app: Sanic[Any, Any]) -> None:
@@ -203,28 +181,19 @@ def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:
                 "This box is not set up, and serves nobody at %s until it has a password: run "
                 "`shammah console password` on it, or let it listen on 0.0.0.0 or 127.0.0.1 to set it up "
                 "in a browser.",
-                host,
+                shown(places),
             )
             return
-        first_run.info("Set up this box: http://%s:%d/setup?token=%s", _in_url(here), port, token)
+        first_run.info("Set up this box: http://%s/setup?token=%s", in_url(here, port), token)
         where = (
             "It works from the network too, because of --insecure."
             if insecure
-            else f"Open it on this machine; from another, first run: ssh -L {port}:{_in_url(here)}:{port} BOX"
+            else f"Open it on this machine; from another, first run: ssh -L {port}:{in_url(here, port)} BOX"
         )
         first_run.info("The link works once, until the next start. %s", where)
-        if here != host:
+        if not app.ctx.closed:
             first_run.info(
                 "The box listens on %s, but serves %s until it has a password.",
-                host,
+                ", ".join(each for each, _ in places if not is_loopback(each)),
                 "everybody, because of --insecure," if insecure else "only this machine",
             )
-
-
-def reached_at(host: str) -> str:
-    """The address by which this machine reaches what listens on `host`."""
-    return _LOOPBACK_OF.get(host, host)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

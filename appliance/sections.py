@@ -26,8 +26,12 @@ AtUse = Annotated[_T, Taken.AT_USE]
 Positive = Annotated[float, Field(gt=0)]
 
 
+_PLACE = r"(\[[0-9a-fA-F:]+\]|[^:\s,]+):\d{1,5}"
+_PLACES = rf"{_PLACE}(\s*,\s*{_PLACE})*"
+
+
 def _with_port(bind: str) -> str:
-    if int(bind.rpartition(":")[2]) > 65535:
+    if any(int(place.rpartition(":")[2]) > 65535 for place in bind.split(",")):
         raise PydanticCustomError("port", "The port should be at most 65535")
     return bind
 
@@ -48,9 +52,10 @@ class ServerConfig(Section):
 
     bind: AtStart[str] = Field(
         "127.0.0.1:8080",
-        pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$",
+        pattern=rf"^{_PLACES}$",
         examples=["127.0.0.1:8080"],
-        description="HOST:PORT to listen on. Until the owner has set a password, only loopback is served.",
+        description="HOST:PORT to listen on, or several divided by commas; `[::]` is every address of IPv6 "
+        "and IPv4, `0.0.0.0` of IPv4. Until the owner has set a password, only loopback is served.",
     )
     max_body_mb: AtStart[int] = Field(8, ge=1, le=512, description="Largest request body accepted, in MB.")
     max_connections: AtStart[int] = Field(
@@ -108,10 +113,10 @@ class TlsConfig(Section):
 
     bind: AtStart[str] = Field(
         "auto",
-        pattern=r"^(|auto|(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5})$",
+        pattern=rf"^(|auto|{_PLACES})$",
         examples=["0.0.0.0:8443"],
-        description="HOST:PORT to listen on for HTTPS. `auto`: port 8443 of the address in `server.bind`, "
-        "when the network can reach that. Empty: no HTTPS.",
+        description="HOST:PORT to listen on for HTTPS, or several. `auto`: port 8443 of the addresses in "
+        "`server.bind` that the network can reach. Empty: no HTTPS.",
     )
     certificate: AtUse[str] = Field(
         "",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import appliance
 from appliance.errors import Unavailable
+from appliance.network.listening import split_bind
 
 HOME = Path("/var/lib/shammah")
 USER = "shammah"
@@ -73,7 +74,7 @@ def this_installation(bind: str | None, configured_bind: str, memory_mb: int) ->
         places=(Path(sys.prefix), Path(sys.base_prefix).resolve(), package),
         arguments=("--bind", bind) if bind else (),
         memory_mb=memory_mb,
-        port=int((bind or configured_bind).rpartition(":")[2]),
+        port=min((port for _, port in split_bind(bind or configured_bind) if port), default=0),
     )
 
 

@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import shutil
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from appliance.model.bundle import Manifest
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 RESERVED = ("base", "current")
 """Words that stand for something else where an adapter's name is expected."""
+MOST_SEEN = 1000
 
 Names: TypeAlias = list[str]
 
@@ -36,6 +39,8 @@ class Registry:
     def __init__(self, home: Home, manifest: Manifest) -> None:
         self._home = home
         self._manifest = manifest
+        self._looking = threading.Lock()
+        self._seen: OrderedDict[str, tuple[tuple[int, int, int], str | AdapterInvalid]] = OrderedDict()
 
     @property
     def directory(self) -> Path:
@@ -69,6 +74,30 @@ class Registry:
             AdapterInvalid: it is damaged or belongs to another base.
         """
         return read_adapter(self.path(name), self._manifest)
+
+    def identity(self, name: str) -> str:
+        """The hash of an adapter's file that could be loaded. A file that has not changed is not read again.
+
+        Raises:
+            NotFound: there is none of that name.
+            AdapterInvalid: it is damaged or belongs to another base.
+        """
+        stat = self.path(name).stat()
+        stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        with self._looking:
+            seen = self._seen.get(name)
+            if seen is None or seen[0] != stamp:
+                try:
+                    found: str | AdapterInvalid = self.load(name).sha256
+                except AdapterInvalid as error:
+                    found = AdapterInvalid(error.message)
+                seen = self._seen[name] = stamp, found
+                self._seen.move_to_end(name)
+                if len(self._seen) > MOST_SEEN:
+                    self._seen.popitem(last=False)
+        if isinstance(seen[1], AdapterInvalid):
+            raise AdapterInvalid(seen[1].message)
+        return seen[1]
 
     def new_name(self) -> str:
         """A name for a new adapter, from the present time, that no file has."""

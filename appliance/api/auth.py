@@ -13,6 +13,7 @@ from typing import cast
 from sanic import HTTPResponse, Request
 
 from appliance.errors import Forbidden, NotSetUp, RateLimited, Unauthorized
+from appliance.network.request import BoxRequest
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.keys import PREFIX, Device
 from appliance.store.owner import password_set, session_token, session_valid
@@ -27,7 +28,8 @@ async def only_this_machine(request: Request) -> None:
         NotSetUp: it comes from elsewhere, and nobody has set a password yet.
     """
     ctx = request.app.ctx
-    if ctx.set_up or on_this_machine(request):
+    assert isinstance(request, BoxRequest)
+    if ctx.set_up or request.unreadable or on_this_machine(request):
         return
     # A password is never taken away again: it is not looked for any more once it was there.
     ctx.set_up = await asyncio.to_thread(password_set, ctx.store)

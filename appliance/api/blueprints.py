@@ -6,10 +6,11 @@ from typing import Any
 
 from sanic import Request, Sanic
 
-from appliance.api import completions, errors, health, learning, models, openapi, storage
+from appliance.api import base_url, completions, errors, health, learning, models, openapi, storage
 from appliance.api.auth import identify, only_this_machine
 from appliance.api.exchange import completed
 from appliance.failpoints import failpoint
+from appliance.network import routes
 from appliance.network.head import screen
 from appliance.network.plain import only_secure
 
@@ -21,6 +22,7 @@ _V1 = (completions.blueprint, models.blueprint, learning.blueprint, storage.blue
 def setup(app: Sanic[Any, Any]) -> None:
     """Register the API on the app."""
     errors.setup(app)
+    routes.setup(app)
     for blueprint in _V1:
         blueprint.on_request(identify)
         app.blueprint(blueprint)
@@ -31,6 +33,7 @@ def setup(app: Sanic[Any, Any]) -> None:
     app.register_middleware(only_secure, "request", priority=9)
     app.add_signal(screen, "http.lifecycle.request")
     app.add_signal(completed, "http.lifecycle.response")
+    app.add_signal(base_url.look, "http.routing.after")
     app.add_signal(_identify_first, "http.routing.after")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import Any, TypeVar
@@ -9,15 +10,18 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from sanic import HTTPResponse, Request, Sanic
 from sanic import json as json_response
-from sanic.exceptions import PayloadTooLarge, SanicException
+from sanic.exceptions import NotFound, PayloadTooLarge, SanicException
 from sanic.handlers import ErrorHandler
 
-from appliance.errors import Busy, HeadTooLarge, InvalidRequest, ShammahError
+from appliance.api import base_url
+from appliance.errors import Busy, HeadTooLarge, InvalidRequest, ShammahError, Unavailable
 from appliance.network.aside import LARGE, beside
 from appliance.reading import read_json
 
 logger = logging.getLogger(__name__)
 
+LEFT = 499
+"""The status of a request whose client left before the answer began, as everybody counts it."""
 Model = TypeVar("Model", bound=BaseModel)
 _TYPES = ("str", "int", "float", "list", "constrained")
 _SHOULD_BE = "Input should be "
@@ -61,6 +65,8 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
 
 async def respond(request: Request, error: Exception) -> HTTPResponse:
     """Sanic's exception handler."""
+    if isinstance(error, NotFound):
+        error = NotFound(base_url.explain(request.path))
     status, body = error_object(error)
     if isinstance(error, ShammahError):
         request.app.ctx.metrics.http.refused(error.code or error.type)
@@ -131,6 +137,14 @@ def _one_of(messages: list[str]) -> str:
     return told[0]
 
 
+async def broken_off(request: Request, error: BaseException) -> HTTPResponse:
+    """What is written down of a request that was broken off; nobody reads it when its client has left."""
+    if request.conn_info is not None and request.conn_info.lost:
+        return json_response({}, status=LEFT)
+    return await respond(request, Unavailable("The box is shutting down."))
+
+
 def setup(app: Sanic[Any, Any]) -> None:
     """Answer every exception that no blueprint handles."""
     app.error_handler.add(Exception, respond)
+    app.error_handler.add(asyncio.CancelledError, broken_off)

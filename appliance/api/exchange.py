@@ -49,6 +49,10 @@ class Exchange(BoxRequest):
         """What the client called it, or we do."""
         return str(self._id)
 
+    def over(self) -> None:
+        """It is answered, or its client has gone: counted, if it was not yet."""
+        end(self)
+
     async def respond(self, *arguments: Any, **options: Any) -> Any:
         """Begin the response; all of them come this way."""
         response: BaseHTTPResponse = await super().respond(*arguments, **options)

@@ -16,7 +16,6 @@ from appliance.api.answer import Answer, Choice, Piece
 from appliance.api.auth import device_of
 from appliance.api.choices import Choices
 from appliance.api.errors import error_object
-from appliance.api.exchange import end
 from appliance.api.schemas import GenerationBody
 from appliance.api.tool_calls import CallReader
 from appliance.api.weights import find_weights, in_service
@@ -116,7 +115,6 @@ async def stream(
         done: called when the first choice is complete, even if the client is gone by then.
     """
     async with AsyncExitStack() as ends:
-        ends.callback(end, request)  # Sanic says nothing of a client that leaves in the middle
         ends.enter_context(request.app.ctx.meter.answering(device_of(request), answer))
         await ends.enter_async_context(aclosing(choices))
         response = await request.respond(

@@ -82,7 +82,7 @@ async def forget_example(request: Request, example_id: str) -> HTTPResponse:
     return await _forget(request, ids=(example_id,))
 
 
-@blueprint.delete("/training/devices/<device:str>/examples", unquote=True)
+@blueprint.delete("/training/devices/<device:str>/examples")
 async def forget_device(request: Request, device: str) -> HTTPResponse:
     """Forget all that a device said."""
     return await _forget(request, device=device)

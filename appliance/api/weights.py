@@ -9,20 +9,22 @@ A device may be kept to some of these. Then `shammah` stands for all names of wh
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from sanic import Request
 
-from appliance.adapters.registry import Registry
 from appliance.api.auth import device_of
-from appliance.engine.session import Session
-from appliance.errors import Forbidden, NotFound
+from appliance.api.builds import Builds
+from appliance.engine.session import Session, weights_of
+from appliance.errors import AdapterInvalid, Forbidden, NotFound
 
 ALIAS = "shammah"
 """The model's name for clients that should not care which model the box runs."""
 _PARTICULAR = f"{ALIAS}:"
 BASE = f"{_PARTICULAR}base"
 CURRENT = f"{_PARTICULAR}current"
+BASE_WEIGHTS = weights_of(None)
 
 
 def in_service(request: Request, model: str) -> bool:
@@ -42,8 +44,7 @@ def adapter_name(model: str) -> str:
 
 async def served_names(request: Request) -> list[str]:
     """The names a request may use, those that always mean what is in service first."""
-    registry: Registry = request.app.ctx.registry
-    adapters = await asyncio.to_thread(registry.list)
+    adapters = await asyncio.to_thread(_that_answer, request.app.ctx)
     own = request.app.ctx.bundle.manifest.name
     names = [ALIAS, own, BASE, *map(particular, adapters)]
     return [name for name in names if _allowed(request, name)]
@@ -69,9 +70,13 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         Forbidden: the device may not use these; the message names what it may.
         NotFound: nothing is called that; the message names what is.
         AdapterInvalid: the adapter's file is damaged or fits another base.
+        RateLimited: the client has named too many that had to be built.
+        Busy: too many others are being built.
         Unavailable: no session can be built with it.
     """
     ctx = request.app.ctx
+    device = device_of(request)
+    client = None if request.ctx.owner else device.id if device else request.ip
     if not _allowed(request, model):
         raise Forbidden(
             f"The key of this device is not for the model {model!r}, but for {await _some_names(request)}. "
@@ -83,11 +88,10 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         challenger: Session | None = ctx.learning.canary.weights_for(conversation)
         return challenger
     if model == BASE:
-        base: Session = await ctx.engine.prepare(None)
-        return base
+        return await base_weights(ctx, client)
     name = adapter_name(model)  # an empty one is nobody's
     try:
-        return await adapter_weights(ctx, name)
+        return await adapter_weights(ctx, name, client)
     except NotFound as error:
         names = await _some_names(request)
         raise NotFound(
@@ -97,24 +101,64 @@ async def find_weights(request: Request, model: str, conversation: str) -> Sessi
         ) from error
 
 
-async def adapter_weights(ctx: Any, name: str) -> Session:
+async def base_weights(ctx: Any, client: str | None = None) -> Session:
+    """The weights without an adapter; see `adapter_weights`."""
+    ready: Session | None = ctx.engine.at_hand(BASE_WEIGHTS)
+    if ready is not None:
+        return ready
+    builds: Builds = ctx.builds
+    return await builds.get(client, BASE_WEIGHTS, lambda: ctx.engine.prepare(None))
+
+
+async def adapter_weights(ctx: Any, name: str, client: str | None = None) -> Session:
     """The weights of an adapter, whether it is in service or not.
+
+    Args:
+        ctx: the app's.
+        name: of the adapter.
+        client: who asks; None for the owner.
 
     Raises:
         NotFound: there is none of that name, or it learned from what has been forgotten.
         AdapterInvalid: its file is damaged or fits another base.
+        RateLimited: the client has named too many that had to be built.
+        Busy: too many others are being built.
         Unavailable: no session can be built with it.
     """
-    barred = ctx.store.adapters.barred
-    row = await asyncio.to_thread(ctx.store.adapters.get, name)
-    ready: Session | None = None if row is None else ctx.engine.at_hand(row.sha256)
-    if ready is not None and not await asyncio.to_thread(barred, row.sha256):
+    weights = await asyncio.to_thread(_identity, ctx, name)
+    ready: Session | None = ctx.engine.at_hand(weights)
+    if ready is not None:
         return ready
-    adapter = await asyncio.to_thread(ctx.registry.load, name)
-    if await asyncio.to_thread(barred, adapter.sha256):
+
+    async def build() -> Session:
+        built: Session = await ctx.engine.prepare(await asyncio.to_thread(ctx.registry.load, name))
+        return built
+
+    builds: Builds = ctx.builds
+    return await builds.get(client, weights, build)
+
+
+def _identity(ctx: Any, name: str) -> str:
+    """What identifies an adapter's weights, and that they can be loaded. Blocking.
+
+    Raises:
+        NotFound: there is none of that name, or it learned from what has been forgotten.
+        AdapterInvalid: its file is damaged or fits another base.
+    """
+    weights: str = ctx.registry.identity(name)
+    if ctx.store.adapters.barred(weights):
         raise NotFound(f"{name} learned from what has been forgotten.", param="name")
-    built: Session = await ctx.engine.prepare(adapter)
-    return built
+    return weights
+
+
+def _that_answer(ctx: Any) -> list[str]:
+    """The adapters that a request may name with success, newest first. Blocking."""
+    found = []
+    for name in ctx.registry.list():
+        with suppress(NotFound, AdapterInvalid):
+            _identity(ctx, name)
+            found.append(name)
+    return found
 
 
 def _allowed(request: Request, model: str) -> bool:

@@ -320,6 +320,7 @@ def _check(home: Home, place: Path, manifest: Manifest, actor: str) -> None:
     try:
         store.database.check()
         store.settings.delete("owner.sessions")
+        store.settings.delete("owner.known")
         store.audit.add(actor, "backup.restored", {"made": manifest.created, "version": manifest.version})
         store.database.scrub()
     finally:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from appliance.errors import BundleError
+from appliance.errors import BundleError, ConfigError
 from appliance.home import Home
 
 RESTORE_SECONDS = 3600.0
@@ -15,14 +15,18 @@ IMPORT_SECONDS = 3600.0
 """How long a step of the start may take until a supervisor may take it for hanging."""
 
 
-def check_bind(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Of an option: HOST:PORT, or nothing."""
-    if value is None:
+def check_bind(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """Of an option: HOST:PORT, several of them divided by commas, or nothing."""
+    from appliance.network.listening import shown, split_bind
+
+    if not value:
         return None
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535 or (":" in host and not host.startswith("[")):
-        raise click.BadParameter("give HOST:PORT, e.g. 127.0.0.1:8080 or [::1]:8080.")
-    return value
+    try:
+        return shown(split_bind(",".join(value))).replace(" ", "")
+    except ConfigError as error:
+        raise click.BadParameter(
+            "give HOST:PORT, e.g. 127.0.0.1:8080 or [::1]:8080, or several divided by commas."
+        ) from error
 
 
 @click.command(
@@ -31,13 +35,19 @@ Examples:
   shammah daemon
   shammah daemon --bind 127.0.0.1:9000
   shammah daemon --bind 0.0.0.0:8080
+  shammah daemon --bind [::]:8080          IPv6 and IPv4
+  shammah daemon --bind 127.0.0.1:8080 --bind 192.168.1.20:80
 
 \b
 Until the owner has set a password, only this machine is served, whatever the address: the log shows a link
 to set the box up. --insecure overrides that: whoever reads the link can then set it up from the network."""
 )
 @click.option(
-    "--bind", metavar="HOST:PORT", callback=check_bind, help="Where to listen; config.toml's by default."
+    "--bind",
+    metavar="HOST:PORT",
+    multiple=True,
+    callback=check_bind,
+    help="Where to listen, config.toml's by default; may be given several times.",
 )
 @click.option("--insecure", is_flag=True, help="Serve the network before a password is set.")
 def daemon(bind: str | None, insecure: bool) -> None:

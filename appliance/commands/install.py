@@ -39,7 +39,11 @@ after an upgrade, a move of the checkout, or a change of [train] memory_limit_mb
 `systemctl edit shammah.service` stays."""
 )
 @click.option(
-    "--bind", metavar="HOST:PORT", callback=check_bind, help="Where to listen; config.toml's by default."
+    "--bind",
+    metavar="HOST:PORT",
+    multiple=True,
+    callback=check_bind,
+    help="Where to listen, config.toml's by default; may be given several times.",
 )
 @_dry_run
 @_root

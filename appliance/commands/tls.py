@@ -56,7 +56,7 @@ def renew() -> None:
 
     home = Home.default().ensure()
     network = _network(home)
-    ensure_own(home, network.title, network.names(), present(), renew=True)
+    ensure_own(home, network.title, network.names(), present(), network.configured, renew=True)
     certificate = own_certificate(home)
     assert certificate is not None
     click.echo(f"A new certificate is good until {moment(certificate.not_valid_after_utc.timestamp())}.")
@@ -78,8 +78,8 @@ def ca(output: Path | None, new: bool) -> None:
     home = Home.default().ensure()
     if new:
         network, now = _network(home), present()
-        make_authority(home, network.title, network.names(), now)
-        ensure_own(home, network.title, network.names(), now)
+        make_authority(home, network.title, network.configured, now)
+        ensure_own(home, network.title, network.names(), now, network.configured)
         click.echo("There is a new authority: devices have to install it (the page /trust).", err=True)
     pem = read_authority(home).pem
     if output is None:

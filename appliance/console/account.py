@@ -8,7 +8,7 @@ import math
 from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.console.actions import audit
-from appliance.console.login import begin_session, secret_field, throttle
+from appliance.console.login import begin_session, known_visitor, secret_field, throttle
 from appliance.console.render import back, page
 from appliance.errors import ShammahError
 from appliance.store.owner import (
@@ -43,7 +43,10 @@ async def change_password(request: Request) -> HTTPResponse:
     if password != secret_field(request, "again"):
         return await _page(request, "The new passwords are not the same. Type the new one twice.")
     # Who has found an open browser may guess here as little as at the login.
-    wait = throttle.attempt(request.ip)
+    token = session_token(request.cookies)
+    # What strangers try is no reason to keep the owner from another password.
+    me = await asyncio.to_thread(known_visitor, request) or f"session {token}"
+    wait = throttle.attempt(request.ip, me)
     if wait > 0:
         seconds = math.ceil(wait)
         response = await _page(request, f"Too many attempts. Try again in {seconds} seconds.", 429)
@@ -52,7 +55,7 @@ async def change_password(request: Request) -> HTTPResponse:
     if not await asyncio.to_thread(verify_password, store, secret_field(request, "old")):
         await audit(request, "account.password.failed")
         return await _page(request, "That is not the present password. Nothing was changed.")
-    throttle.succeeded(request.ip)
+    throttle.succeeded(request.ip, me)
     try:
         await asyncio.to_thread(set_password, store, password)
     except ShammahError as error:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sanic import Request
 
-from appliance.api.weights import adapter_weights
+from appliance.api.weights import adapter_weights, base_weights
 from appliance.engine.request import Delta, GenerationRequest
 from appliance.engine.sampling import SamplingParams
 from appliance.engine.session import Session
@@ -100,8 +100,7 @@ async def find_weights(ctx: Any, name: str) -> Session | None:
     if name in ("", CURRENT):
         return None
     if name == BASE:
-        base: Session = await ctx.engine.prepare(None)
-        return base
+        return await base_weights(ctx)
     if name not in {row.name for row in await asyncio.to_thread(offered, ctx, name)}:
         raise NotFound(
             f"There is no accepted adapter {name!r} any more. Choose another one.", param="adapter"

@@ -12,6 +12,7 @@ from sanic import Blueprint, HTTPResponse, Request, Sanic
 from sanic.exceptions import NotFound, PayloadTooLarge, SanicException
 from sanic.response import html, raw, text
 
+from appliance.api.base_url import Misplaced, for_a_person
 from appliance.api.blueprints import is_large
 from appliance.api.errors import respond
 from appliance.console import (
@@ -103,7 +104,7 @@ async def admit(request: Request) -> HTTPResponse | None:
             message="Until the owner has set a password, this console answers only on the machine it runs "
             "on, and to who opens the setup link from its log. Or run there: shammah console password",
         )
-    if request.method == "GET":
+    if request.method in ("GET", "HEAD"):
         return back(request, to="/login")
     return back(request, "Your session has ended; nothing was done. Log in and try again.", "bad", "/login")
 
@@ -162,6 +163,8 @@ def pack(request: Request, response: HTTPResponse) -> None:
 
 async def explain(request: Request, error: Exception) -> HTTPResponse:
     """Errors as a page a person can read."""
+    if isinstance(error, Misplaced):
+        return await respond(request, error)
     if isinstance(error, NotSetUp):
         return html(render("not_set_up.html", port=request.app.ctx.port), status=error.status)
     if isinstance(error, ShammahError):
@@ -185,7 +188,7 @@ async def explain(request: Request, error: Exception) -> HTTPResponse:
 
 async def lost(request: Request, error: NotFound) -> HTTPResponse:
     """An address that is none: a page for a person, the API's error for a program."""
-    if request.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
+    if request.path.startswith("/v1/") or not for_a_person(request):
         return await respond(request, error)
     response = page(
         request,

@@ -16,6 +16,9 @@ from appliance.console.render import back, is_https, page
 from appliance.errors import Unavailable
 from appliance.origin import trusted_loopback
 from appliance.store import Store
+from appliance.store.known import COOKIE as KNOWN
+from appliance.store.known import KNOWN_SECONDS, cookie_of, known_as, remember
+from appliance.store.known import SECURE_COOKIE as KNOWN_SECURE
 from appliance.store.owner import (
     SECURE_COOKIE,
     SESSION_COOKIE,
@@ -45,7 +48,7 @@ class Throttle:
 
     Every attempt counts as failed until it has succeeded, so that many at once gain nothing. The
     same rule holds for all addresses together, as one machine may use many; but with a larger
-    allowance and a short wait, or it would be a way to keep the owner out.
+    allowance and a short wait, and not for who is known: it would be a way to keep the owner out.
     """
 
     def __init__(
@@ -60,22 +63,30 @@ class Throttle:
         self._longest = longest
         self._longest_overall = longest_overall
         self._by_address: OrderedDict[str, _Failures] = OrderedDict()
+        # Apart, so that no number of strangers pushes the failures of these out.
+        self._of_known: OrderedDict[str, _Failures] = OrderedDict()
         self._overall = _Failures()
 
-    def attempt(self, address: str) -> float:
-        """Count an attempt. Returns 0 when it may go on, else the seconds to wait."""
+    def attempt(self, address: str, known: str | None = None) -> float:
+        """Count an attempt. Returns 0 when it may go on, else the seconds to wait.
+
+        Args:
+            address: where it comes from.
+            known: what it is called that has succeeded before, and answers for itself alone.
+        """
         now = time.monotonic()
-        mine = self._by_address.setdefault(address, _Failures())
-        self._by_address.move_to_end(address)
-        if len(self._by_address) > _MAX_ADDRESSES:
-            self._by_address.popitem(last=False)
-        wait = max(
-            _remaining(mine, self._free, self._longest, now),
-            _remaining(self._overall, self._free_overall, self._longest_overall, now),
-        )
+        group, who = (self._by_address, address) if known is None else (self._of_known, known)
+        mine = group.setdefault(who, _Failures())
+        group.move_to_end(who)
+        if len(group) > _MAX_ADDRESSES:
+            group.popitem(last=False)
+        counted = [mine] if known is not None else [mine, self._overall]
+        wait = _remaining(mine, self._free, self._longest, now)
+        if known is None:
+            wait = max(wait, _remaining(self._overall, self._free_overall, self._longest_overall, now))
         if wait > 0:
             return wait
-        for failures in (mine, self._overall):
+        for failures in counted:
             if now - failures.last > self._longest:
                 failures.count = 0
             failures.count += 1
@@ -83,20 +94,23 @@ class Throttle:
             failures.noted = False
         return 0.0
 
-    def worth_noting(self, address: str) -> bool:
+    def worth_noting(self, address: str, known: str | None = None) -> bool:
         """Whether this refusal is the first of its wait.
 
         One can be refused a thousand times a second: all of that in the audit trail would push out of it
         what matters.
         """
-        mine = self._by_address.get(address)
+        mine = self._by_address.get(address) if known is None else self._of_known.get(known)
         waits = mine is not None and _remaining(mine, self._free, self._longest, time.monotonic()) > 0
         refusing = mine if mine is not None and waits else self._overall
         first, refusing.noted = not refusing.noted, True
         return first
 
-    def succeeded(self, address: str) -> None:
-        """The attempt was good: forget this address's failures."""
+    def succeeded(self, address: str, known: str | None = None) -> None:
+        """The attempt was good: forget its failures."""
+        if known is not None:
+            self._of_known.pop(known, None)
+            return
         mine = self._by_address.pop(address, None)
         self._overall.count = max(0, self._overall.count - (mine.count if mine else 1))
 
@@ -130,11 +144,12 @@ async def log_in(request: Request) -> HTTPResponse:
     store = request.app.ctx.store
     if not request.ctx.password_set:
         return back(request, to="/")
-    wait = throttle.attempt(request.ip)
+    known = await asyncio.to_thread(known_visitor, request)
+    wait = throttle.attempt(request.ip, known)
     metrics = request.app.ctx.metrics
     if wait > 0:
         metrics.http.login("throttled")
-        if throttle.worth_noting(request.ip):
+        if throttle.worth_noting(request.ip, known):
             await asyncio.to_thread(_note, store, request.ip, "login.throttled", {})
         problem = f"Too many attempts. Try again in {math.ceil(wait)} seconds."
         response = page(request, "login.html", status=429, problem=problem)
@@ -145,9 +160,20 @@ async def log_in(request: Request) -> HTTPResponse:
         await asyncio.to_thread(_note, store, request.ip, "login.failed", {})
         return page(request, "login.html", status=401, problem="That is not the password.")
     metrics.http.login("succeeded")
-    throttle.succeeded(request.ip)
+    throttle.succeeded(request.ip, known)
     await asyncio.to_thread(_note, store, "owner", "login", {"address": request.ip})
     return await begin_session(request, back(request, to="/"))
+
+
+def known_visitor(request: Request) -> str | None:
+    """What the one who tries is called among those who have logged in before; None for a stranger. Blocking.
+
+    On this machine itself one is never a stranger: that is the way back for who has no such browser.
+    """
+    store = request.app.ctx.store
+    if found := known_as(store, cookie_of(request.cookies), request.ip):
+        return found
+    return "this machine" if trusted_loopback(request.ip, request.headers) else None
 
 
 def secret_field(request: Request, name: str) -> str:
@@ -157,7 +183,7 @@ def secret_field(request: Request, name: str) -> str:
 
 
 async def begin_session(request: Request, response: HTTPResponse) -> HTTPResponse:
-    """Log this browser in: the answer carries the cookie of a fresh session.
+    """Log this browser in: the answer carries the cookie of a fresh session, and one to know it by later.
 
     A session that came with the request is ended: the token changes with every login.
     """
@@ -166,16 +192,17 @@ async def begin_session(request: Request, response: HTTPResponse) -> HTTPRespons
     if old:
         await asyncio.to_thread(end_session, store, old)
     token = await asyncio.to_thread(create_session, store, hours, request.ip)
+    known = await asyncio.to_thread(remember, store, cookie_of(request.cookies), request.ip)
     secure = is_https(request)
-    response.add_cookie(
-        SECURE_COOKIE if secure else SESSION_COOKIE,
-        token,
-        path="/",
-        max_age=int(hours * 3600),
-        httponly=True,
-        samesite="Strict",
-        secure=secure,
-    )
+
+    def keep(name: str, value: str, seconds: int) -> None:
+        response.add_cookie(
+            name, value, path="/", max_age=seconds, httponly=True, samesite="Strict", secure=secure
+        )
+
+    keep(SECURE_COOKIE if secure else SESSION_COOKIE, token, int(hours * 3600))
+    if known is not None:
+        keep(KNOWN_SECURE if secure else KNOWN, known, KNOWN_SECONDS)
     return response
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from appliance.doctor.box import Box, Tell
 from appliance.doctor.clock import span
 from appliance.doctor.finding import Finding, error, ok, warning
+from appliance.errors import ShammahError
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -24,8 +25,29 @@ _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVAT
 def look(box: Box, tell: Tell) -> Iterator[Finding]:
     """Nothing to say for a box without."""
     yield from judge(box.home.tls, box.now)
+    yield from _authority(box)
     if given := box.config.tls.certificate:
         yield from supplied(Path(given), box.now)
+
+
+def _authority(box: Box) -> Iterator[Finding]:
+    """What the box's own authority may vouch for: all it needs, and no more."""
+    from appliance.network.authority import read_authority, why_not
+    from appliance.network.names import split_list
+
+    try:
+        authority = read_authority(box.home)
+    except ShammahError:
+        return  # there is none, or `judge` has said what is wrong with it
+    configured = tuple(name.lower() for name in split_list(box.config.tls.names))
+    if excess := authority.excess(configured):
+        yield warning(
+            f"The box's certificate authority may vouch for {', '.join(excess)}: who steals its key could "
+            "pass for others than this box on devices that have installed it.",
+            "`shammah tls ca --new` makes one that may not. Each device has to install it, from /trust.",
+        )
+    if missed := [name for name in configured if not authority.permits(name)]:
+        yield warning(f"The certificate is not for {', '.join(missed)}.", why_not(missed))
 
 
 def supplied(path: Path, now: float) -> Iterator[Finding]:

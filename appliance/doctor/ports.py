@@ -11,24 +11,25 @@ import psutil
 
 from appliance.doctor.box import Box, Tell
 from appliance.doctor.finding import Finding, error, note, ok, warning
+from appliance.errors import Unavailable
+from appliance.network.listening import Place, listen, reached_at, shown, split_bind
 from appliance.origin import is_loopback
 from appliance.store.owner import password_set
 
 REACH_SECONDS = 5.0
-_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 CHANGE = "Set another address: [server] bind in config.toml, or `shammah daemon --bind HOST:PORT`."
 
 
 def look(box: Box, tell: Tell) -> Iterator[Finding]:
-    """Without a daemon the address must be free; with one it must be reached there."""
-    host, _, digits = box.config.server.bind.rpartition(":")
-    host, port = host.strip("[]"), int(digits)
+    """Without a daemon the addresses must be free; with one it must be reached there."""
+    places = split_bind(box.config.server.bind)
     daemon = box.standing
     if daemon is None:
-        if problem := taken(host, port):
-            yield error(problem, CHANGE)
-        else:
-            yield ok(f"{host} port {port} is free.")
+        for place in places:
+            if problem := taken(place):
+                yield error(problem, CHANGE)
+            else:
+                yield ok(f"{place[0]} port {place[1]} is free.")
     else:
         if problem := unreachable(daemon.host, daemon.port):
             yield error(
@@ -39,15 +40,14 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
             )
         else:
             yield ok(f"{daemon.host} port {daemon.port} can be reached.")
-        if (daemon.host, daemon.port) != (host, port):
+        if (daemon.host, daemon.port) not in places:
             yield note(
-                f"config.toml says {host} port {port}. The daemon was started with --bind, or before that "
-                f"was "
+                f"config.toml says {shown(places)}. The daemon was started with --bind, or before that was "
                 "changed.",
                 "The next start without --bind listens there.",
             )
-            host, port = daemon.host, daemon.port
-    if is_loopback(host):
+            places = ((daemon.host, daemon.port),)
+    if all(is_loopback(host) for host, _ in places):
         yield note(
             "Only this machine is served.",
             'For the network set [server] bind to "0.0.0.0:8080", after `shammah console password`.',
@@ -59,24 +59,24 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
         )
 
 
-def taken(host: str, port: int) -> str:
+def taken(place: Place) -> str:
     """Why a daemon could not listen there; empty when it could."""
+    host, port = place
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
-    except UnicodeError:
-        return f"{host} is no name of a machine."
-    except OSError as problem:
-        if problem.errno != errno.EADDRINUSE:
-            return f"The box cannot listen on {host} port {port}: {problem.strerror or problem}."
-        return f"{host} port {port} is in use by {_who(port)}."
+        for sock in listen(place):
+            sock.close()
+    except Unavailable as problem:
+        cause = problem.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+            return f"{host} port {port} is in use by {_who(port)}."
+        return f"The box {problem.message[0].lower()}{problem.message[1:]}"
     return ""
 
 
 def unreachable(host: str, port: int) -> str:
     """Why nobody answers there; empty when somebody does."""
     try:
-        socket.create_connection((_HERE.get(host, host), port), REACH_SECONDS).close()
+        socket.create_connection((reached_at(host), port), REACH_SECONDS).close()
     except OSError as problem:
         return str(problem.strerror or problem)
     return ""

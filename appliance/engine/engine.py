@@ -274,6 +274,10 @@ class Engine:
             self._extra.move_to_end(weights)  # the one unused for longest goes first
         return self._extra.get(weights)
 
+    def lingering(self) -> int:
+        """How many sessions that were replaced are still there, for requests that they answer."""
+        return sum(session() is not None for session in self._retired)
+
     async def prepare(self, adapter: Adapter | None) -> Session:
         """Weights for single requests, built if they are not at hand; they may be answered side by side.
 

@@ -42,7 +42,7 @@ class Http:
             self._refused.labels(code)
 
     def responded(self, endpoint: str, status: int, caller: str, seconds: float) -> None:
-        """A response is over. Status 0: its client left before there was one."""
+        """A response is over. Status 499: its client left before there was one."""
         self._responses.labels(endpoint, status, caller).inc()
         self._seconds.labels(endpoint).observe(seconds)
 

@@ -2,16 +2,22 @@
 
 Nobody sells certificates for `shammah.local` or 192.168.1.20. So the box has an authority of its own, made
 once, which the owner installs on the devices; what it vouches for is renewed as often as needed, and no
-device has to be touched again. It can vouch for no names but those of a home network and of this machine:
-who steals its key cannot pass for the rest of the world.
+device has to be touched again. It can vouch for servers only, and of these for addresses of private networks,
+names under `.local` and those that the owner has set: who steals its key cannot pass for the rest of the
+world. A name without a dot is none of these, for a rule about `kitchen` holds for all of `.kitchen` too,
+which is the internet's.
+
+An authority of an earlier release may do more. It goes on, since devices know it by its key: another must be
+installed on each. `shammah doctor` says so, and `shammah tls ca --new` makes it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -28,7 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from appliance.errors import NotFound, Unavailable
 from appliance.files import storage_errors, write_atomic
 from appliance.home import Home
-from appliance.network.names import is_address, machine_names, unique, valid
+from appliance.network.names import is_address, unique, valid
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +45,23 @@ RENEW_DAYS = 30
 BACKDATED = timedelta(days=2)
 """Devices whose clock is behind must not find it to be of the future."""
 EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)
-LOCAL_DOMAINS = ("local", "localhost", "lan", "home", "internal", "intranet", "home.arpa")
-"""Of networks at home and at work; the authority may vouch for names in these."""
+LOCAL_DOMAINS = ("local", "localhost")
+"""Nobody on the internet has a name in these."""
+PRIVATE = tuple(
+    ip_network(network)
+    for network in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "127.0.0.0/8",
+        "fc00::/7",
+        "fe80::/10",
+        "::1/128",
+    )
+)
+"""Nor an address in these."""
+Limits = tuple[tuple[str, ...], tuple[IPv4Network | IPv6Network, ...]]
 
 
 @dataclass(frozen=True)
@@ -60,14 +81,55 @@ class Authority:
         """Its certificate, for phones and browsers."""
         return self.certificate.public_bytes(Encoding.DER)
 
+    @property
+    def limits(self) -> Limits:
+        """The domains and networks that it may vouch for; of a kind of which there are none, all."""
+        try:
+            found = self.certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+        except x509.ExtensionNotFound:
+            return (), ()
+        permitted = found.permitted_subtrees or []
+        return (
+            tuple(item.value for item in permitted if isinstance(item, x509.DNSName)),
+            tuple(
+                item.value
+                for item in permitted
+                if isinstance(item, x509.IPAddress) and isinstance(item.value, IPv4Network | IPv6Network)
+            ),
+        )
+
     def permits(self, name: str) -> bool:
         """Whether devices would believe it about this name."""
+        domains, networks = self.limits
+        if is_address(name):
+            return not networks or any(ip_address(name) in network for network in networks)
+        return not domains or any(name == domain or name.endswith(f".{domain}") for domain in domains)
+
+    def excess(self, configured: tuple[str, ...]) -> tuple[str, ...]:
+        """What it may vouch for though it need not, in words; `configured` is what the owner has set."""
+        domains, networks = self.limits
+        wanted = {name for name in configured if can_vouch(name)}.union(LOCAL_DOMAINS)
+        allowed = (*PRIVATE, *(ip_network(name) for name in configured if is_address(name)))
+        return (
+            *(["any name"] if not domains else []),
+            *(f"names under .{domain}" for domain in domains if domain not in wanted),
+            *(["any address"] if not networks else []),
+            *(str(network) for network in networks if network not in allowed),
+            *([] if self._for_servers else ["other things than servers"]),
+        )
+
+    @property
+    def _for_servers(self) -> bool:
         try:
-            limits = self.certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+            usage = self.certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         except x509.ExtensionNotFound:
-            return True
-        domains = [item.value for item in limits.permitted_subtrees or () if isinstance(item, x509.DNSName)]
-        return is_address(name) or any(name == domain or name.endswith(f".{domain}") for domain in domains)
+            return False
+        return list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+def can_vouch(name: str) -> bool:
+    """Whether there can be an authority for it that is not one for strangers' names as well."""
+    return is_address(name) or name in LOCAL_DOMAINS or (valid(name) and "." in name)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -115,7 +177,8 @@ def make_authority(home: Home, title: str, names: tuple[str, ...], now: datetime
     Args:
         home: where it is kept.
         title: what the box is called; devices show it.
-        names: names outside of `LOCAL_DOMAINS` that it shall vouch for, beside those of this machine.
+        names: names and addresses of the owner's that it shall vouch for, beside `LOCAL_DOMAINS` and
+            `PRIVATE`.
         now: the present time.
 
     Raises:
@@ -128,13 +191,16 @@ def make_authority(home: Home, title: str, names: tuple[str, ...], now: datetime
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Shammah"),
         ]
     )
-    known = [name for name in (*machine_names(), *names) if valid(name) and not is_address(name)]
-    domains = [x509.DNSName(name) for name in unique((*LOCAL_DOMAINS, *known))]
+    known = [name for name in names if can_vouch(name)]
+    domains = unique((*LOCAL_DOMAINS, *(name for name in known if not is_address(name))))
+    networks = unique((*PRIVATE, *(ip_network(name) for name in known if is_address(name))))
+    limits = [*map(x509.DNSName, domains), *map(x509.IPAddress, networks)]
     certificate = (
         _certificate(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.NameConstraints(domains, None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.NameConstraints(limits, None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, SHA256())
     )
@@ -188,6 +254,18 @@ def why_renew(
     return None
 
 
+def why_not(missed: Sequence[str]) -> str:
+    """Why the authority does not vouch for names that the owner has set."""
+    if bare := [name for name in missed if not can_vouch(name)]:
+        return (
+            f"A name needs a dot, as {bare[0]}.local has: a rule about {bare[0]} holds for all of .{bare[0]}."
+        )
+    return (
+        "The authority was made before `[tls] names` had that. `shammah tls ca --new` makes another, which "
+        "devices have to install."
+    )
+
+
 def own_certificate(home: Home) -> x509.Certificate | None:
     """The certificate that lies in the home; None when there is none, or it is damaged."""
     try:
@@ -200,7 +278,13 @@ def own_certificate(home: Home) -> x509.Certificate | None:
 
 
 def ensure_own(
-    home: Home, title: str, names: tuple[str, ...], now: datetime, *, renew: bool = False
+    home: Home,
+    title: str,
+    names: tuple[str, ...],
+    now: datetime,
+    configured: tuple[str, ...] = (),
+    *,
+    renew: bool = False,
 ) -> Authority:
     """See to it that the home has an authority, and a certificate of it that is good for these names.
 
@@ -209,6 +293,7 @@ def ensure_own(
         title: what the box is called.
         names: the names and addresses it is reached by.
         now: the present time.
+        configured: those of the names that the owner has set: a new authority may vouch for them.
         renew: make a new certificate even if the present one would do.
 
     Raises:
@@ -217,14 +302,14 @@ def ensure_own(
     try:
         authority = read_authority(home)
     except NotFound:
-        authority = make_authority(home, title, names, now)
+        authority = make_authority(home, title, configured, now)
         logger.info("Made a certificate authority: %s", fingerprint(authority.certificate))
     except Unavailable as error:
         if isinstance(error.__cause__, OSError):
             raise  # it may be sound: a new one would cost every device its trust
         kept = home.authority.with_suffix(".damaged")
         home.authority.replace(kept)
-        authority = make_authority(home, title, names, now)
+        authority = make_authority(home, title, configured, now)
         logger.error(
             "%s A new authority takes its place: devices have to install it (/trust).", error.message
         )
@@ -233,11 +318,14 @@ def ensure_own(
     if why is not None:
         write_atomic(home.certificate, issue(authority, permitted, now))
         logger.info("Made a new certificate: %s.", why)
-        if left_out := [name for name in names if name not in permitted]:
-            logger.warning(
-                "It is not for %s: the authority was made before these names were known. "
-                "`shammah tls ca --new` makes another, which devices have to install.",
-                ", ".join(left_out),
+        left_out = [name for name in names if name not in permitted]
+        if missed := [name for name in left_out if name in configured]:
+            logger.warning("It is not for %s. %s", ", ".join(missed), why_not(missed))
+        if rest := [name for name in left_out if name not in configured]:
+            logger.info(
+                "It is not for %s: devices believe this box of private addresses and .local names only, and "
+                "of what `[tls] names` has.",
+                ", ".join(rest),
             )
     return authority
 

@@ -21,6 +21,7 @@ from appliance.config import Config
 from appliance.errors import InvalidRequest, ShammahError
 from appliance.home import Home
 from appliance.network.authority import ensure_own, fingerprint, names_of, present
+from appliance.network.names import split_list
 from appliance.sections import TlsConfig
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,13 @@ class Certificates:
         return load_supplied(tls)
 
     def _own(self) -> Serving:
-        ensure_own(self._home, self._config.console.name, self._names(), present())
+        ensure_own(
+            self._home,
+            self._config.console.name,
+            self._names(),
+            present(),
+            tuple(name.lower() for name in split_list(self._config.tls.names)),
+        )
         path = self._home.certificate
         serving = self.serving
         if serving is not None and not serving.supplied and serving.stamp == _stamp(path):

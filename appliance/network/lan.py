@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from appliance.config import Config
 from appliance.home import Home
 from appliance.network.certificates import Certificates
+from appliance.network.listening import Place
 from appliance.network.mdns import Announcement, Announcer
 from appliance.network.names import (
     label,
@@ -44,18 +45,17 @@ class Network:
         self._config = config
         self._set_up = set_up
         self._served = False
-        self._plain: tuple[str, int] | None = None
-        self._secure_host = ""
+        self._plain: Sequence[Place] = ()
+        self._secure: Sequence[Place] = ()
         self._task: asyncio.Task[None] | None = None
         self._announcer: Announcer | None = None
         self.https_port: int | None = None
         self.certificates = Certificates(home, config, self.names)
 
-    def listens(self, plain: tuple[str, int], secure: tuple[str, int] | None) -> None:
-        """Say where the box listens: host and port for plain HTTP, and for HTTPS if that is served."""
-        self._plain = plain
-        if secure is not None:
-            self._secure_host, self.https_port = secure
+    def listens(self, plain: Sequence[Place], secure: Sequence[Place]) -> None:
+        """Say where the box listens: addresses and ports for plain HTTP, and for HTTPS if that is served."""
+        self._plain, self._secure = plain, secure
+        self.https_port = _offered(secure)[0]
 
     @property
     def host(self) -> str | None:
@@ -90,6 +90,11 @@ class Network:
         """What the box is called."""
         return self._config.console.name
 
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """The names and addresses that the owner has set."""
+        return tuple(name.lower() for name in split_list(self._config.tls.names))
+
     def names(self) -> tuple[str, ...]:
         """The names and addresses the box is reached by."""
         wished = f"{self._wished}.local"
@@ -98,7 +103,7 @@ class Network:
                 *([self.host] if self.host else []),
                 wished,
                 *machine_names(),
-                *(name.lower() for name in split_list(self._config.tls.names)),
+                *self.configured,
                 "localhost",
                 *machine_addresses(),
                 "127.0.0.1",
@@ -120,11 +125,10 @@ class Network:
 
     def _announcement(self) -> Announcement | None:
         """What the network is told: nothing, before it is served and while it cannot reach the box."""
-        if self._plain is None or not self._config.mdns.enabled:
+        if not self._plain or not self._config.mdns.enabled:
             return None
-        host, port = self._plain
-        here = listened_addresses(host)
-        secure = listened_addresses(self._secure_host) if self.https_port is not None else ()
+        port, here = _offered(self._plain)
+        _, secure = _offered(self._secure)
         # A password is never taken away again: it is not looked for any more once it was there.
         self._served = self._served or self._set_up()
         if not (here or secure) or not self._served:
@@ -136,3 +140,12 @@ class Network:
             http=port if here else None,
             https=self.https_port if secure else None,
         )
+
+
+def _offered(places: Sequence[Place]) -> tuple[int | None, tuple[str, ...]]:
+    """The port that others are told, the first that they can reach, and the addresses that have it."""
+    reached = [(port, found) for host, port in places if (found := listened_addresses(host))]
+    ports = [port for port, _ in reached] or [port for _, port in places]
+    if not ports:
+        return None, ()
+    return ports[0], unique(address for port, found in reached if port == ports[0] for address in found)

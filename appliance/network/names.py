@@ -9,10 +9,13 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
 
 import psutil
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ANY = {"0.0.0.0": socket.AF_INET, "::": socket.AF_INET6}
 """Addresses to listen on that stand for all of a family."""
@@ -89,7 +92,7 @@ def in_url(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def unique(names: Iterable[str]) -> tuple[str, ...]:
+def unique(names: Iterable[T]) -> tuple[T, ...]:
     """The same without repetition, in their order."""
     return tuple(dict.fromkeys(names))
 

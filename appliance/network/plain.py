@@ -27,7 +27,7 @@ async def only_secure(request: Request) -> HTTPResponse | None:
     """
     assert isinstance(request, BoxRequest)
     ctx = request.app.ctx
-    if ctx.config.tls.plain or ctx.network.https_port is None:
+    if ctx.config.tls.plain or ctx.network.https_port is None or request.unreadable:
         return None
     encrypted = request.conn_info is not None and request.conn_info.ssl
     # What came through a proxy that the owner trusts is that proxy's business.

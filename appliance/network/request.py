@@ -12,6 +12,8 @@ from appliance.errors import TooLarge
 from appliance.network.aside import LARGE, beside
 from appliance.network.forms import MAX_FORM, Fields, is_form, read_form
 from appliance.network.proxies import Client, client_of, is_trusted, networks
+from appliance.network.routes import plain
+from appliance.origin import unmapped
 from appliance.reading import MAX_JSON
 
 
@@ -65,9 +67,23 @@ class BoxRequest(Request):
         return self.parsed_cookies
 
     @property
+    def path(self) -> str:
+        """The address in its plain form: what is checked is what is routed."""
+        raw: bytes | None = self._parsed_url.path
+        return plain(raw.decode()) if raw else "/"  # http://host alone has none
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether it stands for bytes that are no request: there is nothing in it to judge anybody by."""
+        return not self.head
+
+    def over(self) -> None:
+        """It is answered, or never will be."""
+
+    @property
     def peer(self) -> str:
         """The socket's remote address."""
-        return str(self.conn_info.client_ip) if self.conn_info else ""
+        return unmapped(str(self.conn_info.client_ip)) if self.conn_info else ""
 
     @property
     def by_proxy(self) -> bool:

@@ -1,14 +1,15 @@
-"""The second socket: HTTPS by the same application, in the same process.
+"""More sockets than one, for HTTPS and for other addresses, by the same application in the same process.
 
 Sanic would serve a second socket as a server of its own, which starts and stops the application's parts once
-more and drops its connections when it ends. Here both share the set of connections: on the way out, answers
-that have begun are finished on either.
+more and drops its connections when it ends. Here all share the set of connections: on the way out, answers
+that have begun are finished on each.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,8 @@ HANDSHAKE_SECONDS = 10.0
 
 def run(
     app: Sanic[Any, Any],
-    sock: socket.socket,
-    secure: socket.socket | None,
+    plain: Sequence[socket.socket],
+    secure: Sequence[socket.socket],
     context: ssl.SSLContext,
     backlog: int,
     protocol: type[HttpProtocol],
@@ -31,14 +32,14 @@ def run(
 
     Args:
         app: what to serve.
-        sock: for plain HTTP.
-        secure: for HTTPS, if any.
+        plain: for plain HTTP, at least one.
+        secure: for HTTPS.
         context: what to greet with there.
         backlog: connections that may wait to be accepted.
-        protocol: what a connection is, on either socket.
+        protocol: what a connection is, on any socket.
     """
     app.prepare(
-        sock=sock,
+        sock=plain[0],
         protocol=protocol,
         single_process=True,
         motd=False,
@@ -50,7 +51,6 @@ def run(
     servers: list[Any] = []
 
     async def open_(app: Sanic[Any, Any]) -> None:
-        assert secure is not None
         connection = partial(
             protocol,
             loop=app.loop,
@@ -60,22 +60,24 @@ def run(
             state=None,
             unix=None,
         )
-        servers.append(
-            await app.loop.create_server(
-                connection,
-                sock=secure,
-                ssl=context,
-                backlog=backlog,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=1.0,
+        for sock in plain[1:]:
+            servers.append(await app.loop.create_server(connection, sock=sock, backlog=backlog))
+        for sock in secure:
+            servers.append(
+                await app.loop.create_server(
+                    connection,
+                    sock=sock,
+                    ssl=context,
+                    backlog=backlog,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                    ssl_shutdown_timeout=1.0,
+                )
             )
-        )
 
     async def close(app: Sanic[Any, Any]) -> None:
         for server in servers:
             server.close()
 
-    if secure is not None:
-        app.register_listener(open_, "after_server_start")
-        app.register_listener(close, "before_server_stop")
+    app.register_listener(open_, "after_server_start")
+    app.register_listener(close, "before_server_stop")
     Sanic.serve_single(app)

@@ -7,7 +7,6 @@ the page to correct that. So the console refuses it.
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Collection
 
 from appliance.config import Config
@@ -17,6 +16,7 @@ from appliance.learning.backend import trainer_program
 from appliance.model.bundle import load_bundle
 from appliance.model.source import DEFAULT_NAME
 from appliance.network.certificates import load_supplied
+from appliance.network.listening import listen, split_bind
 from appliance.store import Store
 
 
@@ -48,15 +48,13 @@ def problems(config: Config, changed: Collection[str], home: Home, store: Store)
 
 
 def _address(bind: str) -> str | None:
-    host, _, port = bind.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, int(port)), family=family).close()
-    except UnicodeError:
-        return f"{host} is no name of a machine."
-    except OSError as error:
-        # In use: most likely by this very daemon.
-        if error.errno != errno.EADDRINUSE:
-            return f"The box cannot listen on {host} port {port}: {error.strerror or error}."
+    for place in split_bind(bind):
+        try:
+            for sock in listen(place):
+                sock.close()
+        except Unavailable as error:
+            cause = error.__cause__
+            # In use: most likely by this very daemon.
+            if not (isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE):
+                return error.message
     return None

@@ -1,8 +1,9 @@
 """The owner's password, login sessions, and the link to choose the first password with.
 
 All are kept as settings: `owner.password` holds an argon2id hash, `owner.sessions` a JSON object of
-session digests, `owner.setup` the digest of the setup link's token. The tokens are known only to the
-browser and to the log; the store keeps their SHA-256, so a copy of the database lets nobody in.
+session digests, `owner.setup` the digest of the setup link's token. (`owner.known` is `known.py`'s.) The
+tokens are known only to the browser and to the log; the store keeps their SHA-256, so a copy of the database
+lets nobody in.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import argon2
 
 from appliance.errors import Conflict, InvalidRequest, Unavailable
+from appliance.store.known import KEY as KNOWN
 
 if TYPE_CHECKING:
     from appliance.store import Store
@@ -83,7 +85,7 @@ def password_set(store: Store) -> bool:
 
 
 def set_password(store: Store, text: str) -> None:
-    """Set or replace the owner's password, and end every session and the setup link.
+    """Set or replace the owner's password, end every session and the setup link, and forget known browsers.
 
     Raises:
         InvalidRequest: the password is too short or too long.
@@ -237,6 +239,7 @@ def _keep_password(store: Store, hashed: str) -> None:
     store.settings.set(_PASSWORD, hashed)
     store.settings.delete(_SESSIONS)
     store.settings.delete(_SETUP)
+    store.settings.delete(KNOWN)
 
 
 def _digest(token: str) -> str:

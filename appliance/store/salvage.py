@@ -92,7 +92,7 @@ def salvage(damaged: Path | None, database: Database, queue: Path) -> Salvaged:
         if "examples" in found.broken:
             _ask_the_queue(database, tx, queue, earlier - read, found)
         if "settings" in found.broken:  # sessions that were ended must not live again
-            tx.execute("DELETE FROM settings WHERE key = 'owner.sessions'")
+            tx.execute("DELETE FROM settings WHERE key IN ('owner.sessions', 'owner.known')")
     return found
 
 

@@ -160,3 +160,23 @@ def test_loading_refuses_what_does_not_read_well(registry: Registry, home: Home)
     (home.adapters / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(AdapterInvalid):
         registry.load("bad")
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(registry: Registry, drop: Drop, home: Home) -> None:
+    """What lists the models a box serves is asked by everybody, at any time."""
+    drop("adapter_1")
+    path = home.adapters / "adapter_1.safetensors"
+    identity, good, stat = registry.load("adapter_1").sha256, path.read_bytes(), path.stat()
+    assert registry.identity("adapter_1") == identity
+    path.write_bytes(b"x" * len(good))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert registry.identity("adapter_1") == identity  # nothing told it to look
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    for _ in range(2):
+        with pytest.raises(AdapterInvalid, match="adapter_1"):
+            registry.identity("adapter_1")
+    path.unlink()
+    with pytest.raises(NotFound):
+        registry.identity("adapter_1")
+    drop("adapter_1")
+    assert registry.identity("adapter_1") == identity

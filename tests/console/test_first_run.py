@@ -188,8 +188,10 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
     page.keyboard.press("Enter")
 
     expect(page.get_by_role("heading", level=1)).to_have_text("What is it called?")
-    (cookie,) = page.context.cookies()
-    assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("shammah_session", True, "Strict")
+    cookies = {cookie["name"]: cookie for cookie in page.context.cookies()}
+    assert set(cookies) == {"shammah_session", "shammah_known"}
+    for cookie in cookies.values():
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
     check_sound(page, "setup-name")
     page.get_by_label("Name of the box").fill("Kitchen box")
     page.get_by_role("button", name="Go on").click()

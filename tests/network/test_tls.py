@@ -123,11 +123,14 @@ def test_the_certificate_is_renewed_under_a_running_stream(
 
 def test_a_changed_name_is_in_the_certificate_without_a_restart(daemon: Daemon, port: int) -> None:
     text = daemon.home.config.read_text()
-    daemon.home.config.write_text(f'{text}names = "attic.lan"\n[console]\nname = "Attic box"\n')
+    daemon.home.config.write_text(f'{text}names = "attic.local, attic.lan"\n[console]\nname = "Attic box"\n')
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
-    names = until(lambda: (found := names_of(served(port))) and "attic.lan" in found and found)
+    names = until(lambda: (found := names_of(served(port))) and "attic.local" in found and found)
     assert "attic-box.local" in names
+    # With a name that the authority was not made for, devices would refuse all of it.
+    assert "attic.lan" not in names
+    assert "It is not for attic.lan. The authority was made before" in daemon.log
 
 
 def test_supplied_files_are_served_reloaded_and_refused_when_broken(
