@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -19,12 +19,16 @@ from sanic.response import html, redirect
 from appliance import __version__
 from appliance.console.acts import in_words
 from appliance.console.assets import load_assets, web_root
+from appliance.console.shown import shown
 from appliance.learning.selection import describe as describe_left_out
 
 _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
 FLASH_COOKIE = "shammah_flash"
 FLASH_BYTES = 2_900
+MAX_PATH = 2_000
+_NO_RETURN = ("/login", "/logout", "/console/events", "/console/part", "/console/session")
+"""After a login nobody wants to come back to these."""
 Tone = Literal["good", "bad", "info"]
 
 NAVIGATION = (
@@ -131,7 +135,7 @@ def back(request: Request, message: str = "", tone: Tone = "good", to: str | Non
         tone: how it went.
         to: where; None for the page that had the form.
     """
-    response = redirect(to or _page_before(request), status=303)
+    response = redirect(to or page_before(request), status=303)
     if message:
         response.add_cookie(
             FLASH_COOKIE,
@@ -155,7 +159,7 @@ def flash(message: str, tone: Tone) -> bytes:
     return payload
 
 
-def _page_before(request: Request) -> str:
+def page_before(request: Request) -> str:
     """Path and query of the page that sent the form. Its host is not looked at: only a path is taken."""
     try:
         before = urlsplit(request.headers.get("referer", ""))
@@ -163,8 +167,24 @@ def _page_before(request: Request) -> str:
     except ValueError:
         return "/"
     # Two slashes at the beginning would name another host.
-    path = "/" + before.path.lstrip("/\\")
+    path = shown.origin("/" + before.path.lstrip("/\\"))
     return f"{path}?{before.query}" if before.query else path
+
+
+def own_path(text: str, otherwise: str = "/") -> str:
+    """A path and query on this box, as text that came from outside names it; else the other.
+
+    Browsers read a second slash or a backslash as the beginning of another host, and leave tabs and line
+    ends out before they look: nothing but printable ASCII after a single slash passes.
+    """
+    fit = re.fullmatch(r"/(?![/\\])[!-\[\]-~]*", text)
+    return text if fit and len(text) <= MAX_PATH and not text.startswith(_NO_RETURN) else otherwise
+
+
+def login_path(wanted: str) -> str:
+    """The login, from which the way leads on to the page that was asked for."""
+    wanted = own_path(wanted)
+    return "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='/')}"
 
 
 def form_field(request: Request, name: str) -> str:

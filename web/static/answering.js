@@ -1,18 +1,17 @@
 // What the playground's pages share: reading an answer as it comes, times in a list to choose from.
 
+import { logIn } from "./session.js";
+
 export const LOST = "The connection to the box was lost. Check that it is on, then send again.";
-export const LOGGED_OUT = "Your session has ended. Log in again in another tab, then send this once more.";
+const LOGGED_OUT = "Your session has ended. Log in, then send this once more.";
 
 /** The events of an answer to a form: `{name, data}`. */
 export async function* post(address, fields, signal) {
-  const response = await fetch(address, {
-    method: "POST",
-    headers: { Accept: "text/event-stream" },
-    body: fields,
-    signal,
-  });
+  const options = { method: "POST", headers: { Accept: "text/event-stream", "HX-Request": "true" }, body: fields, signal };
+  let response = await fetch(address, options);
+  if (response.status === 401 && (await logIn())) response = await fetch(address, options);
   if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
-    yield { name: "problem", data: { message: response.redirected ? LOGGED_OUT : LOST } };
+    yield { name: "problem", data: { message: response.status === 401 ? LOGGED_OUT : LOST } };
     return;
   }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

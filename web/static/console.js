@@ -1,6 +1,11 @@
 // Small comforts for pages that work without any script: times in the viewer's zone, buttons that
 // show they were pressed. Live parts are htmx attributes in the templates.
 
+import { onReturn } from "./reach.js";
+import { refresh } from "./session.js";
+
+onReturn(refresh);
+
 const RELATIVE_EVERY = 30_000;
 const short = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 const seconds = new Intl.DateTimeFormat(undefined, { day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
@@ -59,9 +64,4 @@ window.addEventListener("pageshow", (event) => {
     button.disabled = false;
     button.removeAttribute("aria-busy");
   }
-});
-
-// The live connection may outlast the login: then the page has nothing more to show.
-document.addEventListener("htmx:sse:error", (event) => {
-  if (event.detail?.status === 401) location.assign("/login");
 });
