@@ -90,7 +90,7 @@ function restore() {
   const draft = drafts[location.pathname];
   if (!draft) return;
   // What was sent and refused with a word at the top is there again, to be put right.
-  if (draft.kept || (draft.sent && document.querySelector(".flash-bad[role=alert]:not([hidden])"))) {
+  if (draft.kept || (draft.sent && document.querySelector(".flash-bad[role=alert]"))) {
     for (const form of forms()) {
       const values = draft.forms[nameOf(form)];
       if (!values) continue;
