@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from browsing import FIRST, PHONE, give_past, opened
+from browsing import FIRST, PHONE, confirm, give_past, opened
 from daemons import StartDaemon
 from playwright.sync_api import Page, expect
 
@@ -66,11 +66,11 @@ def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Ca
     expect(page.locator(".flash-good")).to_contain_text("being stopped")
 
     go("Adapters")
-    page.get_by_role("button", name=f"Promote {FIRST}").click()
+    confirm(page, f"Promote… {FIRST}")
     expect(page.locator(".flash-good")).to_contain_text(f"{FIRST} is in service")
     go("Home")
     expect(page.locator("#home article").first).to_contain_text(FIRST)
-    page.get_by_role("button", name="Roll back").click()
+    confirm(page, "Roll back")
     expect(page.locator(".flash-good")).to_contain_text("Rolled back")
     expect(page.locator("#home article").first).to_contain_text("Base model")
 

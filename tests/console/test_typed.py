@@ -55,9 +55,7 @@ def answer_dialog(page: Page, password: str = PASSWORD) -> None:
     dialog.get_by_role("button", name="Log in").click()
 
 
-def test_a_message_survives_the_end_of_the_session(
-    owned: Daemon, log_in: Callable[..., Page]
-) -> None:
+def test_a_message_survives_the_end_of_the_session(owned: Daemon, log_in: Callable[..., Page]) -> None:
     page = log_in("/playground")
     page.get_by_label("Message").fill("What is the capital of Spain?")
     end(owned, page)
@@ -97,7 +95,9 @@ def test_a_reload_leads_over_the_login_back_to_what_was_typed(
     page.goto(f"{owned.url}/account")
     page.get_by_label("New password").fill("a secret of mine")
     page.goto(f"{owned.url}/settings/lora")
-    expect(page.locator("#in-lora-auto_train_threshold")).to_have_value("100")  # left by oneself: nothing comes back
+    expect(page.locator("#in-lora-auto_train_threshold")).to_have_value(
+        "100"
+    )  # left by oneself: nothing comes back
     page.locator("#in-lora-auto_train_threshold").fill("123")
     page.locator("#in-lora-enabled").check()
     page.locator("#in-lora-high_weight").press("Tab")

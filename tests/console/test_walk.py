@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import openai
 import pytest
-from browsing import DESKTOP, PHONE, opened
+from browsing import DESKTOP, PHONE, confirm, opened
 from daemons import Daemon, StartDaemon
 from playwright.sync_api import Page, expect
 
@@ -124,7 +124,7 @@ def test_first_run_to_rollback(start_daemon: StartDaemon, open_page: Callable[..
 
     # And back.
     page.goto(box.url)
-    page.get_by_role("button", name="Roll back").click()
+    confirm(page, "Roll back")
     expect(page.locator(".flash-good")).to_contain_text("the base model is in service")
     assert box.get("/ready").status_code == 200
     with opened(box.home) as store:
