@@ -455,7 +455,7 @@ class BackupConfig(Section):
 
 
 class StorageConfig(Section):
-    """`[storage]`: what is kept, and how long. What serves, or is not learnt yet, is never removed."""
+    """`[storage]`: what is kept, and how long. What serves, or is not learned yet, is never removed."""
 
     budget_mb: AtUse[int] = Field(
         0, ge=0, description="Disk that the home may take, in MB, models left out; 0: as much as there is."

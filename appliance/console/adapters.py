@@ -1,4 +1,4 @@
-"""Adapters: what has been learnt, from what it grew, when it served, and which one answers now."""
+"""Adapters: what has been learned, from what it grew, when it served, and which one answers now."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def _models(ctx: Any, device: Device) -> tuple[Model, ...]:
 
     return (
         Model(ALIAS, "What is in service", "whatever that is at the time"),
-        Model(BASE, "The base model", "as it came, before anything was learnt"),
+        Model(BASE, "The base model", "as it came, before anything was learned"),
         *map(model, names),
     )
 
@@ -249,5 +249,5 @@ def _forgotten(done: Forgotten) -> str:
         return said
     which = ", ".join(done.adapters[:3]) + (" and others" if len(done.adapters) > 3 else "")
     if done.retrained:
-        return f"{said} What had learnt from them is given up: {which}."
-    return f"{said} {which} learnt from them before; to give that up too, tick the box and do it again."
+        return f"{said} What had learned from them is given up: {which}."
+    return f"{said} {which} learned from them before; to give that up too, tick the box and do it again."

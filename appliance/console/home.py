@@ -27,8 +27,8 @@ from appliance.store.runs import Run
 SWITCHES_READ = 200
 HAPPENED_SHOWN = 10
 _ENDINGS = {
-    "promoted": "learnt, passed every check, and was put in service",
-    "rejected": "learnt, but did not pass every check",
+    "promoted": "learned, passed every check, and was put in service",
+    "rejected": "learned, but did not pass every check",
     "failed": "failed",
     "cancelled": "was stopped",
     "parked": "was given up",

@@ -272,7 +272,7 @@ def number(value: float) -> str:
 
 
 def adapter_title(name: str | None) -> Markup:
-    """What an adapter is to a person: when it was learnt. Files named by people keep their name."""
+    """What an adapter is to a person: when it was learned. Files named by people keep their name."""
     if name is None:
         return Markup("Base model")
     made = _ADAPTER.fullmatch(name)
@@ -281,7 +281,7 @@ def adapter_title(name: str | None) -> Markup:
     except ValueError:
         return escape(name)
     assert made is not None
-    return Markup("Learnt {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
+    return Markup("Learned {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
 
 
 def commands(text: str) -> Markup:

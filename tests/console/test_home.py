@@ -160,7 +160,7 @@ def test_acts_in_words() -> None:
 
     assert words("login") == "Logged in"
     assert words("adapter.promote", to="B", **{"from": None}) == "Put B in service, after the base model"
-    assert words("examples.forget", examples=1, adapters=["A"]) == "Forgot 1 example; A had learnt from it"
+    assert words("examples.forget", examples=1, adapters=["A"]) == "Forgot 1 example; A had learned from it"
     assert words("console.some_act", address="::1", name="x") == "Some act: name x"
     assert words("settings.save") == "Changed the settings"
     assert words("settings.save", keys=5) == "Settings save: keys 5"  # not as it should be: no error

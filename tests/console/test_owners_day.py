@@ -49,13 +49,13 @@ def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Ca
     exchange.get_by_label("What should it have said?").fill("Aunt Rosa waters the plants.")
     exchange.get_by_role("button", name="Learn this answer").click()
     expect(page.locator(".flash-good")).to_contain_text("high weight")
-    expect(exchange).to_contain_text("will be learnt in the next run")
+    expect(exchange).to_contain_text("will be learned in the next run")
 
     go("Needs review")
     review = page.locator("#review .review").first
     review.get_by_role("textbox").fill("The spare key hangs in the shed.")
     review.get_by_role("button", name="Learn this").click()
-    expect(page.locator(".flash-good")).to_contain_text("learnt in the next run")
+    expect(page.locator(".flash-good")).to_contain_text("learned in the next run")
 
     go("Home")
     page.get_by_role("button", name="Train now").click()

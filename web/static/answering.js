@@ -43,7 +43,7 @@ export function address(form, path, first) {
 const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 
 for (const option of document.querySelectorAll("option")) {
-  const [, utc] = /Learnt (.* UTC)/.exec(option.textContent) ?? [];
+  const [, utc] = /Learned (.* UTC)/.exec(option.textContent) ?? [];
   const made = /adapter_(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)/.exec(option.dataset.adapter ?? "");
   if (!utc || !made) continue;
   const [, year, month, day, hour, minute] = made.map(Number);
