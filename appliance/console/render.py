@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Literal
@@ -72,6 +73,7 @@ def environment() -> Environment:
         size=size,
         number=number,
         measure=measure,
+        apart=apart,
         adapter=adapter_title,
         left_out=describe_left_out,
         act=in_words,
@@ -292,12 +294,22 @@ def commands(text: str) -> Markup:
     )
 
 
-def measure(value: Any) -> str:
+def apart(check: Mapping[str, Any]) -> tuple[str, str]:
+    """What a check measured and its limit, with as many digits as tell them apart."""
+    measured, limit = check.get("measured"), check.get("limit")
+    for digits in range(4, 12):
+        told = measure(measured, digits), measure(limit, digits)
+        if told[0] != told[1] or measured == limit:
+            break
+    return told
+
+
+def measure(value: Any, digits: int = 4) -> str:
     """A measured value of a gate report, whatever its type, short enough for a table cell."""
     if value is None:
         return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}"
     return str(value)

@@ -248,7 +248,7 @@ def test_examples_of_a_run_and_its_log_without_scripts(past: Past, open_page: Op
     items = page.locator(".given > li")
     expect(items).to_have_count(20)
     expect(items.nth(0)).to_contain_text(f"Question 0 about the bin {NASTY}")
-    expect(items.nth(0)).to_contain_text("learned, automatic")
+    expect(items.nth(0)).to_contain_text("was to be learned, taken out, automatic")
     expect(items.nth(1)).to_contain_text("kept out of training")
     expect(items.nth(2)).to_contain_text("repeated from earlier")
     assert re.fullmatch(r"/queue/ex_\w+", items.nth(0).get_by_role("link").get_attribute("href") or "")
@@ -345,6 +345,7 @@ def test_a_real_run_is_followed_stopped_and_tried_again(
     while not (now := box.get("/v1/training/status").json()["run"]) or not now["step"]:
         if now and (now["doing"], now["fraction"]) not in told:
             told.append((now["doing"], now["fraction"]))
+        page.wait_for_timeout(100)
     assert {"Loading the model", "Measuring the model as it is"} <= {doing for doing, _ in told}
     assert len({fraction for _, fraction in told}) >= 6, told
     assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
