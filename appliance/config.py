@@ -229,6 +229,9 @@ def meaning(item: Any) -> str:
         return f"This must look like {example}."
     if "url" not in item:  # one of the models' own, worded for people; pydantic's have a page
         return f"{item['msg']}."
+    if kind == "value_error":
+        told = str(item["msg"]).removeprefix("Value error, ")
+        return f"{told[:1].upper()}{told[1:]}."
     return "This value is not allowed here."
 
 
