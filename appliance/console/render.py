@@ -7,10 +7,11 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from functools import cache
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -25,6 +26,8 @@ from appliance.learning.selection import describe as describe_left_out
 
 _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
+ZONE_COOKIE = "shammah_zone"
+_ZONE = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}")
 FLASH_COOKIE = "shammah_flash"
 FLASH_BYTES = 2_900
 MAX_PATH = 2_000
@@ -229,9 +232,11 @@ def when(at: float | None, style: str = "ago") -> Markup:
     full = moment.strftime("%d %b %Y, %H:%M UTC").lstrip("0")
     away = at - time.time()
     if style == "exact":
-        text = moment.strftime("%d %b, %H:%M:%S")
+        text = f"{moment.day} {moment:%b, %H:%M:%S} UTC"
     elif style == "short":
-        text = f"{moment.day} {moment:%b, %H:%M}"
+        text = f"{moment.day} {moment:%b, %H:%M} UTC"
+    elif style == "utc-day":
+        text = f"{moment.day} {moment:%b}"
     elif style == "ago":
         if -10 < away <= 0:
             text = "just now"
@@ -243,6 +248,24 @@ def when(at: float | None, style: str = "ago") -> Markup:
     return Markup('<time datetime="{}" data-style="{}" title="{}">{}</time>').format(
         stamp, style, full, escape(text)
     )
+
+
+def when_day(at: float, zone: tzinfo | None) -> Markup:
+    """The day that begins at a moment in the viewer's zone; where that is not known yet, in UTC."""
+    if zone is None:
+        return when(at, "utc-day")
+    moment = datetime.fromtimestamp(at, zone)
+    stamp = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Markup('<time datetime="{}" data-style="day">{}</time>').format(stamp, f"{moment.day} {moment:%b}")
+
+
+def viewer_zone(request: Request) -> tzinfo | None:
+    """The zone of who looks, as a script has told; None before it has."""
+    name = unquote(request.cookies.get(ZONE_COOKIE) or "")
+    try:
+        return ZoneInfo(name) if _ZONE.fullmatch(name) else None
+    except (KeyError, ValueError, OSError):  # there is none of that name
+        return None
 
 
 def duration(seconds: float) -> str:

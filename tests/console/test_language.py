@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from browsing import opened
 from daemons import Daemon
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from appliance.store.examples import NewExample
+from appliance.store.usage import KEYLESS, UsagePoint
 
 OpenPage = Callable[..., Page]
 RTL = "מתי אוספים את הפח?"
@@ -103,3 +107,60 @@ def test_a_text_from_right_to_left_begins_at_the_right(
     )
     page.get_by_label("Message").fill("From left to right")
     expect(page.get_by_label("Message")).to_have_css("direction", "ltr")
+
+
+# Every moment shown, and the day and month that the viewer's language and zone make of it.
+MOMENTS = """() => [...document.querySelectorAll("main time:not([data-style=ago])")].map((time) => {
+  const parts = new Intl.DateTimeFormat("de-DE", { day: "numeric", month: "short" });
+  return [time.textContent, parts.format(new Date(time.dateTime)), time.dataset.style];
+})"""
+
+
+def test_dates_are_in_the_viewers_language_and_days_in_the_viewers_zone(
+    spoken: tuple[Daemon, list[str]], browser: Browser
+) -> None:
+    box, paths = spoken
+    here = ZoneInfo("America/Los_Angeles")
+    # Three in the morning of a day in UTC is the evening before in California.
+    moment = (datetime.now(UTC) - timedelta(days=5)).replace(hour=3, minute=0, second=0, microsecond=0)
+    evening = moment.astimezone(here)
+    assert evening.date() != moment.date()
+    with opened(box.home) as store:
+        store.usage.add([(KEYLESS, UsagePoint(moment.timestamp(), requests=3, prompt_tokens=8))])
+    context = browser.new_context(locale="de-DE", timezone_id="America/Los_Angeles")
+    page = context.new_page()
+    page.goto(f"{box.url}/account")  # whatever page comes first tells the zone
+    styles, wrong = set(), []
+    for path in [*paths, "/devices/this-machine", "/audit", "/models", "/logs", "/"]:
+        page.goto(f"{box.url}{path}")
+        for text, wanted, style in page.evaluate(MOMENTS):
+            styles.add(style)
+            if wanted not in text or "UTC" in text:
+                wrong.append(f"{path}: {text} is not {wanted}")
+    assert wrong == []
+    assert styles >= {"short", "full", "day", "exact"}
+    page.goto(f"{box.url}/devices/this-machine")
+    chart = page.locator("figure").filter(has_text="Requests by the day")
+    labels = chart.locator(".y-labels span").all_inner_texts()
+    assert labels
+    assert all(re.fullmatch(r"\d+", label) for label in labels), labels
+    chart.locator("summary").click()
+    told = page.evaluate(
+        "at => new Intl.DateTimeFormat('de-DE', {day: 'numeric', month: 'short'}).format(at)",
+        evening.timestamp() * 1000,
+    )
+    expect(chart.get_by_role("row").filter(has_text=told)).to_contain_text("3")
+    context.close()
+
+
+@pytest.mark.parametrize("zone", ["", "Europe", "../../etc/passwd", "Nowhere/City", "x" * 500, "%FF"])
+def test_a_zone_that_is_none_is_utc(spoken: tuple[Daemon, list[str]], zone: str) -> None:
+    box, _ = spoken
+    cookie = {"Cookie": f"shammah_zone={zone}"}
+    answer = box.get("/devices/this-machine", headers=cookie)
+    assert answer.status_code == 200
+    assert "Day (UTC)" in answer.text
+    assert (
+        "Day (UTC)"
+        not in box.get("/devices/this-machine", headers={"Cookie": "shammah_zone=Asia%2FKolkata"}).text
+    )

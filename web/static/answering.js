@@ -40,7 +40,7 @@ export function address(form, path, first) {
   return `${path}?${query}`;
 }
 
-const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
 
 for (const option of document.querySelectorAll("option")) {
   const [, utc] = /Learned (.* UTC)/.exec(option.textContent) ?? [];
