@@ -26,7 +26,7 @@ from appliance.learning.selection import describe as describe_left_out
 
 _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
-ZONE_COOKIE = "shammah_zone"
+ZONE_COOKIE = "shammah-zone"
 _ZONE = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}")
 FLASH_COOKIE = "shammah_flash"
 FLASH_BYTES = 2_900

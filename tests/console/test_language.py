@@ -156,11 +156,11 @@ def test_dates_are_in_the_viewers_language_and_days_in_the_viewers_zone(
 @pytest.mark.parametrize("zone", ["", "Europe", "../../etc/passwd", "Nowhere/City", "x" * 500, "%FF"])
 def test_a_zone_that_is_none_is_utc(spoken: tuple[Daemon, list[str]], zone: str) -> None:
     box, _ = spoken
-    cookie = {"Cookie": f"shammah_zone={zone}"}
+    cookie = {"Cookie": f"shammah-zone={zone}"}
     answer = box.get("/devices/this-machine", headers=cookie)
     assert answer.status_code == 200
     assert "Day (UTC)" in answer.text
     assert (
         "Day (UTC)"
-        not in box.get("/devices/this-machine", headers={"Cookie": "shammah_zone=Asia%2FKolkata"}).text
+        not in box.get("/devices/this-machine", headers={"Cookie": "shammah-zone=Asia%2FKolkata"}).text
     )

@@ -20,7 +20,7 @@ const thisYear = (moment) => moment.getFullYear() === new Date().getFullYear();
 
 // So that the box counts days as the viewer does.
 const zone = new Intl.DateTimeFormat().resolvedOptions().timeZone;
-if (zone) document.cookie = `shammah_zone=${encodeURIComponent(zone)}; path=/; max-age=31536000; samesite=strict`;
+if (zone) document.cookie = `shammah-zone=${encodeURIComponent(zone)}; path=/; max-age=31536000; samesite=strict`;
 
 function span(seconds) {
   const minutes = Math.floor(seconds / 60);
