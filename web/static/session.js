@@ -145,6 +145,11 @@ async function alive() {
 
 /** Ask for the password in a dialog. Resolves to whether the owner is logged in now. */
 export function logIn() {
+  if (!template) {
+    // The box had no password when this page was made.
+    location.assign(loginPath());
+    return Promise.resolve(false);
+  }
   asking ??= new Promise((resolve) => {
     const dialog = template.content.cloneNode(true).querySelector("dialog");
     const form = dialog.querySelector("form");
@@ -260,8 +265,9 @@ document.addEventListener("submit", async (event) => {
   if (looking.has(form)) return;
   looking.add(form);
   submitter?.setAttribute("aria-busy", "true");
-  const going = await alive();
-  const fit = going ?? false ? true : going === null ? (doubt(), false) : await logIn();
+  let fit = await alive();
+  if (fit === null) doubt(); // the banner says why nothing happens
+  else if (!fit) fit = await logIn();
   looking.delete(form);
   submitter?.removeAttribute("aria-busy");
   if (!fit || !form.isConnected) return;
