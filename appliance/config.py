@@ -32,6 +32,32 @@ from appliance.sections import (
     TrainConfig,
 )
 
+_WHOLE, _NUMBER = "This must be a whole number.", "This must be a number."
+_FLAG = "This must be true or false."
+_BOUNDS = ("greater_than_equal", "less_than_equal", "none_or_least")
+_MEANINGS = {
+    "int_parsing": _WHOLE,
+    "int_type": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "finite_number": _NUMBER,
+    "bool_parsing": _FLAG,
+    "bool_type": _FLAG,
+    "greater_than_equal": "This must be at least {ge:,.12g}.",
+    "greater_than": "This must be more than {gt:,.12g}.",
+    "less_than_equal": "This must be at most {le:,.12g}.",
+    "less_than": "This must be less than {lt:,.12g}.",
+    "literal_error": "This must be {expected}.",
+    "string_type": "This must be a text.",
+    "model_type": "This must be a table.",
+    "model_attributes_type": "This must be a table.",
+    "dict_type": "This must be a table.",
+    "missing": "This is missing.",
+}
+"""What pydantic's types of errors mean to a person who looks at the value."""
+
 
 class Config(Section):
     """The whole file.
@@ -116,6 +142,9 @@ class Loaded:
 def load_to_serve(path: Path, good: Path) -> Loaded:
     """The settings to serve with: a mistake in the file must not keep the box from coming up.
 
+    A number that is out of bounds is taken as the nearest that is not: the file may be of a release that
+    knew no such bounds, and everything else in it holds.
+
     Args:
         path: `config.toml`.
         good: a copy of it as it was when the daemon came up last.
@@ -124,10 +153,31 @@ def load_to_serve(path: Path, good: Path) -> Loaded:
         return Loaded(load_config(path))
     except ConfigError as error:
         problems = error.problems
+    with suppress(OSError, ValueError, ConfigError):
+        config = _within_bounds(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Loaded(config, problems, "the nearest values that are allowed")
     with suppress(ConfigError):
         if good.exists():
             return Loaded(load_config(good), problems, "the settings that the box came up with last")
     return Loaded(Config(), problems, "the defaults")
+
+
+def _within_bounds(data: dict[str, Any]) -> Config:
+    """The settings of a file with its numbers moved inside their bounds.
+
+    Raises:
+        ValidationError: something else is wrong with it.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        for item in error.errors():
+            section, key = (str(part) for part in item["loc"][:2])
+            if item["type"] not in _BOUNDS or len(item["loc"]) != 2:
+                raise
+            context = item.get("ctx") or {}
+            data[section][key] = next(context[bound] for bound in ("ge", "le", "least") if bound in context)
+    return Config.model_validate(data)
 
 
 def keep_good(path: Path, good: Path) -> None:
@@ -164,9 +214,32 @@ def _line(text: str, loc: tuple[int | str, ...]) -> int:
 def _explain(item: Any) -> str:
     loc = [str(part) for part in item["loc"]]
     key = ".".join(loc)
-    if item["type"] != "extra_forbidden":
-        return f"{key}: {item['msg']} (got {item['input']!r})"
-    return f"{key}: {unknown_key(loc)}"
+    if item["type"] == "extra_forbidden":
+        return f"{key}: {unknown_key(loc)}"
+    told = meaning(item)
+    return f"{key}: {told[:1].lower()}{told[1:].removesuffix('.')} (got {item['input']!r})"
+
+
+def meaning(item: Any) -> str:
+    """What one of pydantic's errors about a value means to a person who looks at it."""
+    kind, context = item["type"], item.get("ctx") or {}
+    if kind in _MEANINGS:
+        return _MEANINGS[kind].format(**context)
+    if kind == "string_pattern_mismatch" and (example := _example(item["loc"])):
+        return f"This must look like {example}."
+    if "url" not in item:  # one of the models' own, worded for people; pydantic's have a page
+        return f"{item['msg']}."
+    if kind == "value_error":
+        told = str(item["msg"]).removeprefix("Value error, ")
+        return f"{told[:1].upper()}{told[1:]}."
+    return "This value is not allowed here."
+
+
+def _example(loc: Sequence[str | int]) -> str | None:
+    section = Config.model_fields.get(str(loc[0]))
+    fields: Any = getattr(section.annotation, "model_fields", {}) if section else {}
+    field = fields.get(str(loc[1])) if len(loc) > 1 else None
+    return str(field.examples[0]) if field is not None and field.examples else None
 
 
 def unknown_key(loc: Sequence[str]) -> str:

@@ -118,6 +118,19 @@ def cpu_quota(pid: int | None = None, groups: Path = GROUPS, proc: Path = PROC) 
     return lowest
 
 
+def cpu_seconds(pid: int | None = None, groups: Path = GROUPS, proc: Path = PROC) -> float | None:
+    """Seconds of processor that a process's group has used, all its programs together; None if not told."""
+    for place in _places(pid, "cpu", groups, proc)[:1]:
+        with suppress(OSError, ValueError):
+            told = dict(line.split() for line in (place / "cpu.stat").read_text().splitlines())
+            if "usage_usec" in told:
+                return int(told["usage_usec"]) / 1e6
+    for place in _places(pid, "cpuacct", groups, proc)[:1]:
+        if (used := _number(place / "cpuacct.usage")) is not None:
+            return used / 1e9
+    return None
+
+
 def resident(pid: int | None) -> float:
     """Bytes of memory that a process takes; 0 for none."""
     if pid is None:

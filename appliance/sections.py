@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_network
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 class Taken(Enum):
@@ -23,7 +25,44 @@ AtStart = Annotated[_T, Taken.AT_START]
 """A part of the daemon is built with it: a change counts from the next start."""
 AtUse = Annotated[_T, Taken.AT_USE]
 """Looked up each time it is needed: a change counts at once, but what a run or a session began with stays."""
-Positive = Annotated[float, Field(gt=0)]
+HURRY = "SHAMMAH_HURRY"
+"""Set in the environment, pauses may be as short as one likes: for tests of what is otherwise waited for."""
+
+
+def _least(pause: float) -> float:
+    return 1e-9 if os.environ.get(HURRY) else pause
+
+
+Pause = Annotated[float, Field(ge=_least(1), le=525_600)]
+"""Minutes, up to a year. With less than one the box would do nothing else."""
+Weight = Annotated[float, Field(ge=0.01, le=100)]
+Days = Annotated[float, Field(ge=0, le=36_500)]
+
+
+@dataclass(frozen=True)
+class NoneOr:
+    """0 has a meaning of its own; next to nothing has none.
+
+    Attributes:
+        least: the smallest value besides.
+        what: the same with its unit.
+    """
+
+    least: float
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """For pydantic: look at the value after all else."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: float) -> float:
+        if 0 < value < _least(self.least):
+            context = {"least": self.least, "what": self.what}
+            raise PydanticCustomError("none_or_least", "This must be 0, or at least {what}", context)
+        return value
+
+
+Watched = Annotated[float, Field(ge=0, le=525_600), NoneOr(1, "1 minute")]
 
 
 _PLACE = r"(\[[0-9a-fA-F:]+\]|[^:\s,]+):\d{1,5}"
@@ -78,7 +117,7 @@ class ServerConfig(Section):
         description="Who may read `/metrics`: `local` this machine and the owner, `key` also who has a "
         "device's key, `open` everybody.",
     )
-    stalled_seconds: AtUse[Annotated[float, Field(ge=1)]] = Field(
+    stalled_seconds: AtUse[Annotated[float, Field(ge=1, le=3600)]] = Field(
         30,
         description="The box counts as hung (`/health`, watchdog) when a step of the model takes longer. "
         "A model that is much too large for the box may need more.",
@@ -192,13 +231,16 @@ class ModelConfig(Section):
         description="The bundle under `models/` to serve.",
     )
     context_length: AtStart[int] = Field(
-        0, ge=0, description="Longest prompt plus answer, in tokens; 0 takes the model's own limit."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Longest prompt plus answer, in tokens; 0 takes the model's own limit.",
     )
     slots: AtStart[int] = Field(
         8, ge=1, le=64, description="Requests that generate at the same time; further ones wait their turn."
     )
     queue: AtStart[int] = Field(
-        64, ge=0, description="Requests that may wait for a slot; beyond that the answer is 429."
+        64, ge=0, le=10_000, description="Requests that may wait for a slot; beyond that the answer is 429."
     )
     threads: AtStart[int] = Field(
         0,
@@ -213,13 +255,19 @@ class ModelConfig(Section):
         10, ge=1, le=4096, description="Prompt tokens computed beside each step of the running answers."
     )
     prefix_cache_mb: AtStart[int] = Field(
-        128, ge=0, description="Memory for beginnings of prompts that were computed before, in MB."
+        128,
+        ge=0,
+        le=1_000_000,
+        description="Memory for beginnings of prompts that were computed before, in MB.",
     )
     drafts: AtStart[bool] = Field(
         True, description="Guess how repetitive answers go on: faster, and the same."
     )
     extra_adapters: AtStart[int] = Field(
-        1, ge=0, description="Adapters kept ready beside the one in service, for requests that name them."
+        1,
+        ge=0,
+        le=64,
+        description="Adapters kept ready beside the one in service, for requests that name them.",
     )
     temperature: AtUse[Annotated[float, Field(ge=0, le=2)]] = Field(
         0.2, description="Sampling temperature when the request names none; a small model needs a low one."
@@ -228,7 +276,7 @@ class ModelConfig(Section):
         0.9, description="Nucleus sampling mass when the request names none."
     )
     default_max_tokens: AtUse[int] = Field(
-        512, ge=1, description="Answer length when the request names none."
+        512, ge=1, le=1_000_000, description="Answer length when the request names none."
     )
 
 
@@ -236,13 +284,15 @@ class LoraConfig(Section):
     """`[lora]`: when to learn, and how much an example counts."""
 
     enabled: AtUse[bool] = Field(True, description="Learn from use.")
-    auto_train_threshold: AtUse[int] = Field(100, ge=1, description="Pending examples that start a run.")
-    batch_timeout_minutes: AtUse[Positive] = Field(
+    auto_train_threshold: AtUse[int] = Field(
+        100, ge=1, le=1_000_000, description="Pending examples that start a run."
+    )
+    batch_timeout_minutes: AtUse[Pause] = Field(
         60, description="A run starts this long after the oldest pending example, however few there are."
     )
-    normal_weight: AtUse[Positive] = Field(1.0, description="Weight of automatic examples and praise.")
-    medium_weight: AtUse[Positive] = Field(3.0, description="Weight of medium feedback.")
-    high_weight: AtUse[Positive] = Field(10.0, description="Weight of high feedback.")
+    normal_weight: AtUse[Weight] = Field(1.0, description="Weight of automatic examples and praise.")
+    medium_weight: AtUse[Weight] = Field(3.0, description="Weight of medium feedback.")
+    high_weight: AtUse[Weight] = Field(10.0, description="Weight of high feedback.")
 
 
 class TrainConfig(Section):
@@ -257,11 +307,13 @@ class TrainConfig(Section):
         "", description="Python of the environment for `ort`; empty takes the one that `make ort` makes."
     )
     rank: AtUse[int] = Field(16, ge=1, le=256, description="LoRA rank.")
-    alpha: AtUse[Positive] = Field(32.0, description="LoRA alpha; the update is scaled by alpha / rank.")
+    alpha: AtUse[Annotated[float, Field(ge=0.1, le=10_000)]] = Field(
+        32.0, description="LoRA alpha; the update is scaled by alpha / rank."
+    )
     layers: AtUse[Annotated[float, Field(gt=0, le=1)]] = Field(
         0.7, description="Share of the layers that get an adapter, counted from the top."
     )
-    learning_rate: AtUse[Positive] = Field(
+    learning_rate: AtUse[Annotated[float, Field(ge=1e-7, le=1)]] = Field(
         1.6e-3,
         description="Peak learning rate of a full step; smaller steps take the square root of their share.",
     )
@@ -269,24 +321,28 @@ class TrainConfig(Section):
     batch_tokens: AtUse[int] = Field(
         128,
         ge=16,
+        le=65_536,
         description="Tokens per optimizer step at most; small runs take smaller steps, and more of them.",
     )
-    drift_weight: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    drift_weight: AtUse[Annotated[float, Field(ge=0, le=1000)]] = Field(
         4.0, description="How much staying near the starting model counts on its own answers and on prose."
     )
-    anchor_weight: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    anchor_weight: AtUse[Annotated[float, Field(ge=0, le=1000)]] = Field(
         5.0,
         description="How much it counts that the layers make the same of ordinary text as those of base.",
     )
-    rejected_weight: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    rejected_weight: AtUse[Annotated[float, Field(ge=0, le=1000)]] = Field(
         0.3, description="How much it counts that a rejected answer loses probability."
     )
-    max_text_rise: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    max_text_rise: AtUse[Annotated[float, Field(ge=0, le=100)]] = Field(
         0.08,
         description="The adapter is scaled down until generic text perplexity rises by no more than this.",
     )
     max_tokens: AtUse[int] = Field(
-        1024, ge=64, description="An example longer than this loses the oldest part of its context."
+        1024,
+        ge=64,
+        le=131_072,
+        description="An example longer than this loses the oldest part of its context.",
     )
     heldout_share: AtUse[Annotated[float, Field(ge=0, le=0.5)]] = Field(
         0.1, description="Share of the batch kept out of training, for the gate."
@@ -297,6 +353,7 @@ class TrainConfig(Section):
     relearn: AtUse[int] = Field(
         100,
         ge=0,
+        le=100_000,
         description="Up to so many answers of people in all, a run begins from the base model and learns "
         "all of them again; with more it goes on from the adapter in service. 0: it always goes on.",
     )
@@ -312,16 +369,16 @@ class TrainConfig(Section):
     )
     nice: AtUse[int] = Field(10, ge=0, le=19, description="Niceness of the trainer: serving comes first.")
     memory_limit_mb: AtUse[int] = Field(
-        6144, ge=1024, description="The trainer is stopped above this, in MB."
+        6144, ge=1024, le=4_000_000, description="The trainer is stopped above this, in MB."
     )
-    time_limit_minutes: AtUse[Positive] = Field(120, description="The trainer is stopped after this.")
-    checkpoint_seconds: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    time_limit_minutes: AtUse[Pause] = Field(120, description="The trainer is stopped after this.")
+    checkpoint_seconds: AtUse[Annotated[float, Field(ge=0, le=86_400)]] = Field(
         30, description="A run that is cut off loses at most this much of its training."
     )
     max_resumes: AtUse[int] = Field(
-        10, ge=0, description="A run that is cut off goes on from its checkpoint this often at most."
+        10, ge=0, le=1000, description="A run that is cut off goes on from its checkpoint this often at most."
     )
-    seed: AtUse[int] = Field(0, ge=0, description="Seed of shuffling and initialisation.")
+    seed: AtUse[int] = Field(0, ge=0, le=2**31 - 1, description="Seed of shuffling and initialisation.")
     max_attempts: AtUse[int] = Field(
         3, ge=1, le=20, description="A batch whose run died is retried this often, then parked."
     )
@@ -330,22 +387,22 @@ class TrainConfig(Section):
 class ResourcesConfig(Section):
     """`[resources]`: when the box has nothing to spare and a run is deferred."""
 
-    max_load_per_core: AtUse[Positive] = Field(
+    max_load_per_core: AtUse[Annotated[float, Field(ge=0.05, le=1_000_000)]] = Field(
         1.5, description="A run is deferred while the one-minute load per core is above this."
     )
     min_free_memory_mb: AtUse[int] = Field(
-        2500, ge=0, description="A run is deferred with less memory available, in MB."
+        2500, ge=0, le=10_000_000, description="A run is deferred with less memory available, in MB."
     )
     min_free_disk_mb: AtUse[int] = Field(
-        500, ge=0, description="A run is deferred with less free disk, in MB."
+        500, ge=0, le=1_000_000_000, description="A run is deferred with less free disk, in MB."
     )
-    max_temperature_c: AtUse[Positive] = Field(
+    max_temperature_c: AtUse[Annotated[float, Field(ge=30, le=150)]] = Field(
         85, description="A run is deferred while a sensor reads hotter."
     )
     min_battery_percent: AtUse[Annotated[float, Field(ge=0, le=100)]] = Field(
         50, description="A run is deferred on battery below this charge."
     )
-    busy_share: AtStart[Annotated[float, Field(gt=0, le=1)]] = Field(
+    busy_share: AtStart[Annotated[float, Field(ge=0.001, le=1)]] = Field(
         0.1, description="Share of the time with requests in which a run may compute; 1: it does not yield."
     )
     quiet_hours: AtUse[str] = Field(
@@ -354,19 +411,21 @@ class ResourcesConfig(Section):
         examples=["22:00-07:00"],
         description="Local time span without training, as `22:00-07:00`; empty for none.",
     )
-    retry_minutes: AtUse[Positive] = Field(5, description="A deferred run is tried again after this.")
+    retry_minutes: AtUse[Annotated[float, Field(ge=_least(0.1), le=10_080)]] = Field(
+        5, description="A deferred run is tried again after this."
+    )
 
 
 class GateConfig(Section):
     """`[gate]`: the limits a candidate adapter must keep."""
 
-    max_perplexity_rise: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    max_perplexity_rise: AtUse[Annotated[float, Field(ge=0, le=100)]] = Field(
         0.15, description="Generic text perplexity may rise by this share over base."
     )
     max_probe_drop: AtUse[int] = Field(
-        1, ge=0, description="Probes that may fail which the adapter in service answers."
+        1, ge=0, le=1000, description="Probes that may fail which the adapter in service answers."
     )
-    max_heldout_rise: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    max_heldout_rise: AtUse[Annotated[float, Field(ge=0, le=100)]] = Field(
         0.1,
         description="Held-out loss may rise by this share over the adapter in service: a new manner that "
         "people teach makes answers of before less likely.",
@@ -397,7 +456,7 @@ class GateConfig(Section):
     min_length: AtUse[Annotated[float, Field(ge=0, le=1)]] = Field(
         0.3, description="General answers may become this many times as long as those of base, on average."
     )
-    max_length: AtUse[Annotated[float, Field(ge=1)]] = Field(
+    max_length: AtUse[Annotated[float, Field(ge=1, le=1000)]] = Field(
         1.6, description="The same, for longer ones; all are cut off after 24 tokens."
     )
 
@@ -405,17 +464,17 @@ class GateConfig(Section):
         0, description="A run's adapter answers this share of the requests before it serves all; 0: none."
     )
     canary_answers: AtUse[int] = Field(
-        50, ge=1, description="It is promoted after so many answers, if not worse."
+        50, ge=1, le=1_000_000, description="It is promoted after so many answers, if not worse."
     )
-    canary_minutes: AtUse[Positive] = Field(
+    canary_minutes: AtUse[Pause] = Field(
         720, description="It is promoted after this time too, however few answers it gave."
     )
-    probation_minutes: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    probation_minutes: AtUse[Watched] = Field(
         1440,
         description="An adapter the box put in service by itself is watched this long, and rolled back when "
         "it does worse than the one before; 0: not at all.",
     )
-    probation_chance: AtUse[Annotated[float, Field(gt=0, le=0.1)]] = Field(
+    probation_chance: AtUse[Annotated[float, Field(ge=1e-9, le=0.1)]] = Field(
         0.003,
         description="Ratings bring an adapter down when they would be so much worse than before by chance "
         "less often than this.",
@@ -426,7 +485,9 @@ class CollectConfig(Section):
     """`[collect]`: what is stored."""
 
     enabled: AtUse[bool] = Field(True, description="Store every query and response as an example.")
-    max_chars: AtUse[int] = Field(32768, ge=256, description="Longer exchanges are not collected.")
+    max_chars: AtUse[int] = Field(
+        32768, ge=256, le=10_000_000, description="Longer exchanges are not collected."
+    )
     mask_private: AtUse[bool] = Field(
         True,
         description="Automatic examples: mask card numbers, IBANs, e-mail addresses, phone numbers, keys.",
@@ -442,7 +503,7 @@ class CollectConfig(Section):
 class BackupConfig(Section):
     """`[backup]`: the backups that the box makes by itself."""
 
-    every_hours: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    every_hours: AtUse[Annotated[float, Field(ge=0, le=8760), NoneOr(0.25, "0.25 hours")]] = Field(
         24, description="Hours between automatic backups, unless nothing has changed; 0: none are made."
     )
     keep: AtUse[int] = Field(
@@ -460,32 +521,39 @@ class BackupConfig(Section):
 
 
 class StorageConfig(Section):
-    """`[storage]`: what is kept, and how long. What serves, or is not learnt yet, is never removed."""
+    """`[storage]`: what is kept, and how long. What serves, or is not learned yet, is never removed."""
 
     budget_mb: AtUse[int] = Field(
-        0, ge=0, description="Disk that the home may take, in MB, models left out; 0: as much as there is."
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="Disk that the home may take, in MB, models left out; 0: as much as there is.",
     )
     min_free_mb: AtUse[int] = Field(
-        200, ge=0, description="With less free disk, in MB, the box removes what it may before its time."
+        200,
+        ge=0,
+        le=1_000_000_000,
+        description="With less free disk, in MB, the box removes what it may before its time.",
     )
     keep_runs: AtUse[int] = Field(
         50,
         ge=1,
+        le=100_000,
         description="Of so many of the newest runs all files are kept; what is known of older ones stays.",
     )
     keep_adapters: AtUse[int] = Field(
-        10, ge=2, description="So many of the newest accepted adapters are kept, to roll back to."
+        10, ge=2, le=100_000, description="So many of the newest accepted adapters are kept, to roll back to."
     )
-    rejected_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    rejected_days: AtUse[Days] = Field(
         30, description="Files of adapters that the gate rejected or service failed are removed after this."
     )
-    restored_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    restored_days: AtUse[Days] = Field(
         60, description="What was there before a restore is removed after this."
     )
-    answers_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    answers_days: AtUse[Annotated[Days, NoneOr(1, "1 day")]] = Field(
         0, description="Answers given are forgotten after this; 0: the last 10,000 are kept. Examples stay."
     )
-    audit_days: AtUse[Annotated[float, Field(ge=0)]] = Field(
+    audit_days: AtUse[Annotated[Days, NoneOr(1, "1 day")]] = Field(
         0, description="The audit trail is kept this long; 0: its last 100,000 entries are."
     )
 
@@ -499,4 +567,6 @@ class ConsoleConfig(Section):
         examples=["Kitchen box"],
         description="What the box is called, on its pages.",
     )
-    session_hours: AtUse[Positive] = Field(12, description="An owner's login lasts this long.")
+    session_hours: AtUse[Annotated[float, Field(ge=0.25, le=8760)]] = Field(
+        12, description="An owner's login lasts this long."
+    )

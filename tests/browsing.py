@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,13 @@ def check_sound(page: Page, name: str) -> None:
             assert not found, f"{where}: {found}"
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0], where
             page.screenshot(path=SCREENSHOTS / f"{where}.png", full_page=True)
+
+
+def confirm(page: Page, act: str) -> None:
+    """Press what asks once more, by the beginning of its name, and say yes."""
+    asks = page.locator("details.confirm", has=page.locator("summary", has_text=re.compile(rf"^\s*{act}")))
+    asks.first.locator("summary").click()
+    asks.first.get_by_role("button", name="Yes,").click()
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def _limit(request: Request, device: Device) -> None:
     if request.method == "POST":
         try:
             request.app.ctx.limits.take(device)
+            request.ctx.counted = True
         except RateLimited:
             request.app.ctx.meter.refused(device)
             raise

@@ -72,6 +72,8 @@ def end(request: Request) -> None:
         return
     request.ctx.over = True
     seconds = time.perf_counter() - request.ctx.began
+    if getattr(request.ctx, "counted", False) and 400 <= request.ctx.status < 499:
+        request.app.ctx.limits.give_back(request.ctx.device)  # refused; who left early was answered
     route = f"/{request.route.path}" if request.route else "none"
     metrics: Metrics = request.app.ctx.metrics
     metrics.http.responded(route, request.ctx.status, _caller(request), seconds)

@@ -15,16 +15,25 @@ from appliance.errors import RateLimited
 from appliance.store.keys import Device
 
 _FULL = 60.0
+_RETURNED = 10.0
+"""Times its rate that a device may be refused before that counts."""
 _CLOSE = 1e-6
 """Sums of fractions are not exact; nobody is sent away for a microsecond."""
 
 
 @dataclass
 class _Bucket:
-    """What it holds, in seconds: a request costs as many as it takes for one to come back."""
+    """What it holds, in seconds: a request costs as many as it takes for one to come back.
+
+    Attributes:
+        seconds: so many.
+        at: when that was.
+        returns: what may still be given back for requests that were refused.
+    """
 
     seconds: float
     at: float
+    returns: float
 
 
 class Limits:
@@ -47,8 +56,9 @@ class Limits:
             self._buckets.pop(device.id, None)
             return
         now = time.monotonic() if now is None else now
-        bucket = self._buckets.setdefault(device.id, _Bucket(_FULL, now))
+        bucket = self._buckets.setdefault(device.id, _Bucket(_FULL, now, _RETURNED * _FULL))
         bucket.seconds = min(_FULL, bucket.seconds + now - bucket.at)
+        bucket.returns = min(_RETURNED * _FULL, bucket.returns + _RETURNED * (now - bucket.at))
         bucket.at = now
         cost = _FULL / device.rate
         if (missing := cost - bucket.seconds) > _CLOSE:
@@ -59,3 +69,16 @@ class Limits:
                 retry_after=wait,
             )
         bucket.seconds -= cost
+
+    def give_back(self, device: Device) -> None:
+        """A request that `take` let pass was refused for what it said: it does not count.
+
+        Only so many in a minute, or a program that sends nonsense could do so without end.
+        """
+        bucket = self._buckets.get(device.id)
+        if bucket is None or device.rate is None:
+            return
+        cost = _FULL / device.rate
+        if bucket.returns >= cost:
+            bucket.returns -= cost
+            bucket.seconds = min(_FULL, bucket.seconds + cost)

@@ -1,1 +1,1 @@
-"""Backups: all that the box learnt and was told, in one file; and putting it back."""
+"""Backups: all that the box learned and was told, in one file; and putting it back."""

@@ -1,4 +1,4 @@
-"""One file that holds a home: what was collected and learnt, the settings, the adapters. Not the models.
+"""One file that holds a home: what was collected and learned, the settings, the adapters. Not the models.
 
 It is a gzipped tar whose first member, `manifest.json`, names every other with its size and SHA-256. The
 database is copied as of one moment while the box goes on; nothing that was deleted before is in the copy.

@@ -58,7 +58,7 @@ class Mended:
         made: when that was made.
         broken: tables of which not all could be read.
         queued: examples that only the queue's mirror had.
-        doubtful: examples that are excluded, because nobody knows whether they were learnt.
+        doubtful: examples that are excluded, because nobody knows whether they were learned.
     """
 
     at: float

@@ -23,7 +23,7 @@ Examples:
     help="A directory to put a copy into.",
 )
 def backup(output: Path | None) -> None:
-    """Write a backup: what was collected and learnt, the settings, the adapters. Works beside the daemon."""
+    """Write a backup: what was collected and learned, the settings, the adapters. Works beside the daemon."""
     from appliance.backup.archive import create
 
     home = Home.default()

@@ -95,7 +95,9 @@ def _print(report: dict[str, Any]) -> None:
         (
             [
                 check["title"],
-                *(_number(check[key]) for key in ("reference", "measured", "limit")),
+                _number(check["reference"]),
+                _number(check["measured"]),
+                _limit(check),
                 "passed" if check["passed"] else "FAILED",
             ]
             for check in report["checks"]
@@ -106,6 +108,11 @@ def _print(report: dict[str, Any]) -> None:
     click.echo()
     click.echo(f"Compared with {against}, in {report['seconds']:.0f} s.")
     click.echo(report["summary"])
+
+
+def _limit(check: dict[str, Any]) -> str | None:
+    told = _number(check["limit"])
+    return told if told is None or "bound" not in check else f"at {check['bound']} {told}"
 
 
 def _number(value: float | None) -> str | None:

@@ -25,7 +25,7 @@ Examples:
 
 \b
 What is kept, and how long, is in [storage] and [backup] of config.toml. The daemon tidies once a day by
-itself. What is in service, what it can be rolled back to, examples that are not learnt, and backups that you
+itself. What is in service, what it can be rolled back to, examples that are not learned, and backups that you
 made are never removed."""
 )
 @click.option("--prune", is_flag=True, help="Remove what may go.")

@@ -114,7 +114,7 @@ def _show(bar: Progress, task: TaskID, run: dict[str, Any], learning: dict[str, 
         raise ShammahError(
             f"The run is put off: {deferral['reason']}. It is tried again at {moment(deferral['next_try'])}."
         )
-    phase = str(going["phase"] if going else run["state"]).capitalize()
+    phase = str(going.get("doing") or going["phase"] if going else run["state"]).capitalize()
     if going is not None:
         loss = f"loss {going['loss']:.3f}" if going.get("loss") is not None else ""
         steps = f"step {going['step']}/{going['steps']}" if going.get("steps") else ""
@@ -210,7 +210,8 @@ def _run_line(learning: dict[str, Any]) -> str:
         paused = ", paused: requests are served first" if run.get("paused") else ""
         about = _about(run.get("seconds_left"), run.get("memory_mb"), " left")
         left = f", {about}" if about else ""
-        return f"{run['id']} {run['phase']}{done}{left}{paused}"
+        doing = f": {run['doing'].lower()}" if run.get("doing") else ""
+        return f"{run['id']} {run['phase']}{doing}{done}{left}{paused}"
     if deferral is not None:
         return f"put off: {deferral['reason']}; next try {moment(deferral['next_try'])}"
     if expected := learning.get("estimate"):

@@ -1,4 +1,4 @@
-"""The owner's pages: see what the box does and learnt, correct it, promote, roll back."""
+"""The owner's pages: see what the box does and learned, correct it, promote, roll back."""
 
 from appliance.console.blueprint import blueprint, setup
 

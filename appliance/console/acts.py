@@ -13,7 +13,7 @@ _BASE = "the base model"
 
 def _adapters(detail: Mapping[str, Any]) -> str:
     names = detail.get("adapters") or []
-    return f"; {', '.join(map(str, names))} had learnt from it" if names else ""
+    return f"; {', '.join(map(str, names))} had learned from it" if names else ""
 
 
 def _counted(count: Any, thing: str) -> str:

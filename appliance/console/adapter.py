@@ -13,7 +13,7 @@ from sanic.response import html
 
 from appliance.adapters.file import SUFFIX
 from appliance.console.actions import OWNER, audit
-from appliance.console.adapters import BASE, AdapterLine, before_serving, read_lines
+from appliance.console.adapters import BASE, AdapterLine, read_lines, way_back
 from appliance.console.render import back, form_field, page, render, wants_fragment
 from appliance.console.upload import received_file
 from appliance.errors import NotFound, ShammahError
@@ -86,7 +86,7 @@ def detail(ctx: Any, name: str) -> Detail:
     learning = ctx.learning.status()
     (line,) = read_lines(ctx, [row], learning)
     switches = store.adapters.switches(HISTORY)
-    before = before_serving(ctx, switches)
+    back_to = way_back(ctx, switches)
     others = store.adapters.list(reports=False)
     taught, _ = runs_behind(name, {other.name: other for other in others}.get)
     return Detail(
@@ -99,7 +99,7 @@ def detail(ctx: Any, name: str) -> Detail:
         children=[other.name for other in others if other.parent == name],
         parent_known=any(other.name == row.parent for other in others),
         switches=[switch for switch in switches if name in (switch.to, switch.from_)],
-        fallback=bool(before) and before[-1] == name,
+        fallback=back_to.there and back_to.to == name,
         learning=learning,
     )
 

@@ -1,4 +1,4 @@
-"""Adapters: what has been learnt, from what it grew, when it served, and which one answers now."""
+"""Adapters: what has been learned, from what it grew, when it served, and which one answers now."""
 
 from __future__ import annotations
 
@@ -76,6 +76,21 @@ class AdapterLine:
 
 
 @dataclass(frozen=True)
+class WayBack:
+    """Where a roll back leads.
+
+    Attributes:
+        there: it leads somewhere.
+        to: what would be in service then; None is the base model.
+        last: the last switch, whatever its direction; None before the first.
+    """
+
+    there: bool
+    to: str | None
+    last: Switch | None
+
+
+@dataclass(frozen=True)
 class Adapters:
     """The page.
 
@@ -85,8 +100,7 @@ class Adapters:
         serving: the one that answers now; None is the base model.
         since: when it came into service.
         base_served: when the base model was in service.
-        can_roll_back: something else was in service before.
-        previous: what that was; None is the base model.
+        way_back: where a roll back leads.
         learning: the learning room's status.
         switches: the last changes, newest first.
         sheet: which page of them.
@@ -97,8 +111,7 @@ class Adapters:
     serving: str | None
     since: float
     base_served: tuple[Period, ...]
-    can_roll_back: bool
-    previous: str | None
+    way_back: WayBack
     learning: LearningStatus
     switches: list[Switch]
     sheet: Sheet
@@ -143,6 +156,17 @@ def before_serving(ctx: Any, switches: list[Switch]) -> list[str | None]:
     return line[: line.index(serving)] if serving in line else line
 
 
+def way_back(ctx: Any, switches: list[Switch]) -> WayBack:
+    """Where a roll back leads, as `switch.rollback` goes: past what is not here any more. Blocking."""
+    last = switches[0] if switches else None
+    for name in reversed(before_serving(ctx, switches)):
+        row = None if name is None else ctx.store.adapters.get(name)
+        fits = row and row.base_hash == ctx.bundle.manifest.base_hash
+        if name is None or (row and fits and row.state not in ("missing", "deleted")):
+            return WayBack(True, name, last)
+    return WayBack(ctx.engine.adapter is not None, None, last)
+
+
 def adapters(ctx: Any, number: int = 1) -> Adapters:
     """Gather a page of them. Blocking."""
     store, serving = ctx.store, ctx.engine.adapter
@@ -154,15 +178,13 @@ def adapters(ctx: Any, number: int = 1) -> Adapters:
     served = service(switches).get(None, [])
     rails = draw(nodes, "serving" if serving is None else "served" if served else "accepted")
     shown = [_with_report(store, line) for line in lines[part.start : part.end]]
-    before = before_serving(ctx, switches)
     return Adapters(
         lines=tuple(shown),
         rails=[*rails[part.start : part.end], rails[-1]],
         serving=serving,
         since=switches[0].at if switches else ctx.started_at,
         base_served=tuple(served),
-        can_roll_back=bool(before) or serving is not None,
-        previous=before[-1] if before else None,
+        way_back=way_back(ctx, switches),
         learning=learning,
         switches=switches[:SWITCHES_SHOWN],
         sheet=part,
@@ -198,12 +220,18 @@ async def promote(request: Request) -> HTTPResponse:
 
 
 async def roll_back(request: Request) -> HTTPResponse:
-    """Put back what was in service before."""
+    """Put back what was in service before, unless that is another by now than the page told."""
+    ctx = request.app.ctx
+    before, told = ctx.engine.adapter, form_field(request, "serving")
+    if told and told != (before or BASE):
+        now = before or "the base model"
+        return back(request, f"Nothing was rolled back: {now} is in service by now. Look again.", "bad")
     try:
-        name = await request.app.ctx.switch.rollback(OWNER)
+        name = await ctx.switch.rollback(OWNER)
     except ShammahError as error:
         return back(request, error.message, "bad")
-    return back(request, f"Rolled back: {name or 'the base model'} is in service.")
+    kept = f" {before} stays on the box: to have it back, promote it under Adapters." if before else ""
+    return back(request, f"Rolled back: {name or 'the base model'} is in service.{kept}")
 
 
 async def pin(request: Request) -> HTTPResponse:

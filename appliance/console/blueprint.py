@@ -47,7 +47,17 @@ from appliance.console import (
     trust,
 )
 from appliance.console.assets import load_assets
-from appliance.console.render import HEADERS, back, environment, page, render, wants_fragment
+from appliance.console.render import (
+    HEADERS,
+    back,
+    environment,
+    login_path,
+    page,
+    page_before,
+    render,
+    wants_fragment,
+)
+from appliance.console.shown import LARGEST, PREFIX, shown
 from appliance.errors import InvalidRequest, NotSetUp, ShammahError
 from appliance.origin import same_origin, trusted_loopback
 from appliance.store.owner import password_set, session_token, session_valid
@@ -94,7 +104,7 @@ async def admit(request: Request) -> HTTPResponse | None:
     if _public(request):
         return None
     if wants_fragment(request):
-        return text("Log in again.", status=401, headers={"HX-Redirect": "/login"})
+        return text("Your session has ended.", status=401)  # the page asks for the password in place
     if not protected:
         return page(
             request,
@@ -105,8 +115,9 @@ async def admit(request: Request) -> HTTPResponse | None:
             "on, and to who opens the setup link from its log. Or run there: shammah console password",
         )
     if request.method in ("GET", "HEAD"):
-        return back(request, to="/login")
-    return back(request, "Your session has ended; nothing was done. Log in and try again.", "bad", "/login")
+        query = f"?{request.query_string}" if request.query_string else ""
+        return back(request, to=login_path(f"{request.path}{query}"))
+    return login.interrupted(request)
 
 
 async def _refuse_large(request: Request, **_: Any) -> None:
@@ -125,7 +136,37 @@ async def _refuse_large(request: Request, **_: Any) -> None:
         return trusted_loopback(request.ip, request.headers)
 
     if not await asyncio.to_thread(owner):
-        raise InvalidRequest("That form is too large. Nothing was done.")
+        raise InvalidRequest(
+            "That form is too large for somebody who is not logged in. Nothing was done: log in, go back to "
+            "the page, and send it again."
+        )
+
+
+def lead_on(request: Request, response: HTTPResponse) -> None:
+    """Lead a browser from the answer to a form on to an address of the answer's own, see `shown.py`."""
+    known = vars(request.ctx)
+    admitted = known.get("logged_in") or known.get("open_to_this_machine")
+    navigates = request.method == "POST" and request.headers.get("sec-fetch-mode") == "navigate"
+    if not (admitted and navigates and _is_page(response)) or known.get("once"):
+        return
+    body = response.body
+    if body and len(body) <= LARGEST:
+        response.headers["Location"] = shown.keep(body.decode(), response.status, page_before(request))
+        response.status, response.body = 303, b""
+
+
+async def answer(request: Request, token: str) -> HTTPResponse:
+    """The answer to a form, again."""
+    found = shown.get(token)
+    if found is None:
+        return page(
+            request,
+            "error.html",
+            status=404,
+            title="This page is not kept any more",
+            message="It was the answer to a form. Open the page of the form again.",
+        )
+    return html(found.body, status=found.status)
 
 
 async def harden(request: Request, response: HTTPResponse) -> None:
@@ -136,6 +177,7 @@ async def harden(request: Request, response: HTTPResponse) -> None:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")
+    lead_on(request, response)
     pack(request, response)
     began = getattr(request.ctx, "began", None)
     if began is not None:
@@ -149,8 +191,7 @@ def pack(request: Request, response: HTTPResponse) -> None:
     No page has a secret in it that a stranger could find out by the size of what he made it contain: the
     session is in a cookie, and forms carry no token.
     """
-    page = response.content_type is not None and response.content_type.startswith("text/html")
-    if not page:
+    if not _is_page(response):
         return  # a file that is sent as it is read has no body to look at
     body = response.body
     if not body or len(body) < PACKED_FROM or "content-encoding" in response.headers:
@@ -218,6 +259,10 @@ async def static(request: Request, asset_version: str, name: str) -> HTTPRespons
     return raw(asset.body, headers=headers, content_type=asset.content_type)
 
 
+def _is_page(response: HTTPResponse) -> bool:
+    return response.content_type is not None and response.content_type.startswith("text/html")
+
+
 def _public(request: Request) -> bool:
     return request.path in ("/login", *first_run.PUBLIC) or request.path.startswith(
         ("/static/", trust.PREFIX)
@@ -228,6 +273,7 @@ blueprint.middleware(admit, "request")
 blueprint.middleware(harden, "response")
 blueprint.exception(Exception)(explain)
 blueprint.add_route(static, "/static/<asset_version:str>/<name:path>", methods=["GET"], name="static")
+blueprint.add_route(answer, f"{PREFIX}<token:str>", methods=["GET"], name="answer")
 for room in (
     home,
     playground,

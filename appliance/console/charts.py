@@ -46,10 +46,12 @@ class Axis:
     Attributes:
         title: what it measures, with the unit.
         format: a value as text; may give markup (a `<time>`).
+        whole: it counts things, of which there is no half.
     """
 
     title: str
     format: Format
+    whole: bool = False
 
 
 def plain(value: float) -> str:
@@ -60,13 +62,16 @@ def plain(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round values, evenly spaced, from at most `low` to at least `high`."""
+def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
+    """Round values, evenly spaced, from at most `low` to at least `high`; if wanted, whole ones."""
     if not high - low > abs(low) * _SAME:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+    factors = (1, 2, 5, 10) if whole and power < 10 else (1, 2, 2.5, 5, 10)
+    step = next(power * factor for factor in factors if power * factor >= rough * 0.999)
+    if whole:
+        step = max(step, 1.0)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = 2 - math.floor(math.log10(step))
     return [round(number * step, digits) for number in range(first, last + 1)]
@@ -90,7 +95,7 @@ def line_chart(
         return _empty(title)
     left, right = min(px for px, _ in known), max(px for px, _ in known)
     lowest = min(py for _, py in known)
-    steps = ticks(min(0.0, lowest) if from_zero else lowest, max(py for _, py in known))
+    steps = ticks(min(0.0, lowest) if from_zero else lowest, max(py for _, py in known), whole=y.whole)
     low, high = steps[0], steps[-1]
 
     def place(px: float, py: float) -> tuple[float, float]:
@@ -131,7 +136,7 @@ def bar_chart(title: str, bars: Sequence[tuple[float, float]], x: Axis, y: Axis,
     heights = [height for _, height in bars if math.isfinite(height)]
     if not any(height > 0 for height in heights):
         return _empty(title)
-    steps = ticks(0.0, max(heights))
+    steps = ticks(0.0, max(heights), whole=y.whole)
     wide = WIDTH / len(bars)
     shapes = [_grid(len(steps))]
     for number, (_, height) in enumerate(bars):

@@ -248,12 +248,12 @@ def tell_forgotten(done: Forgotten) -> str:
     if not done.examples:
         said = ""
     if not done.adapters:
-        return said or "It was forgotten before, and no adapter learnt from it."
-    learnt = f"{len(done.adapters):,} adapter{'' if len(done.adapters) == 1 else 's'}"
+        return said or "It was forgotten before, and no adapter learned from it."
+    learned = f"{len(done.adapters):,} adapter{'' if len(done.adapters) == 1 else 's'}"
     if done.retrained:
-        again = f" {plural(done.requeued)} of the others wait to be learnt anew." if done.requeued else ""
-        return f"{said} {learnt} that had learnt from it {_were(done.adapters)} given up.{again}".strip()
-    return f"{said} {learnt} had learnt from it before: {', '.join(done.adapters)}.".strip()
+        again = f" {plural(done.requeued)} of the others wait to be learned anew." if done.requeued else ""
+        return f"{said} {learned} that had learned from it {_were(done.adapters)} given up.{again}".strip()
+    return f"{said} {learned} had learned from it before: {', '.join(done.adapters)}.".strip()
 
 
 def plural(count: int) -> str:

@@ -1,7 +1,7 @@
 """Two adapters, or one and the base model, on the same question side by side.
 
 Both answer at the same time, with the same seed and settings, so that what differs comes from what was
-learnt. To say that one is better is praise for it and nothing more: an answer that is only less good is
+learned. To say that one is better is praise for it and nothing more: an answer that is only less good is
 not a wrong one, and must not be held against its adapter.
 """
 
@@ -293,14 +293,14 @@ def gather(
     for name in (left, right):
         if name and name not in known:
             problem = problem or f"There is no accepted adapter {name!r} any more. Choose another one."
-    # Unless something else is chosen: what was learnt against what it began with.
-    learnt = [
+    # Unless something else is chosen: what was learned against what it began with.
+    learned = [
         ctx.engine.adapter or BASE,
         *(row.name for row in adapters if not row.withdrawn),
         *sorted(known),
     ]
-    left = left if left in known else next((name for name in (BASE, *learnt) if name != right), BASE)
-    right = right if right in known else next((name for name in learnt if name != left), left)
+    left = left if left in known else next((name for name in (BASE, *learned) if name != right), BASE)
+    right = right if right in known else next((name for name in learned if name != left), left)
     return Comparison(adapters, left, right, prompt, options, answers, problem)
 
 

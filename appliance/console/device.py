@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, tzinfo
 from typing import Any
 
 from markupsafe import Markup
@@ -13,18 +13,27 @@ from sanic import Blueprint, HTTPResponse, Request
 from appliance.api.weights import ALIAS, BASE, adapter_name, particular
 from appliance.console.actions import OWNER, audit
 from appliance.console.charts import Axis, bar_chart, plain
+from appliance.console.devices import DAYS as MONTH
 from appliance.console.devices import THIS_MACHINE, beginnings
-from appliance.console.render import adapter_title, back, form_field, number, page, when
+from appliance.console.render import (
+    adapter_title,
+    back,
+    form_field,
+    number,
+    page,
+    viewer_zone,
+    when,
+    when_day,
+)
 from appliance.errors import InvalidRequest, NotFound, ShammahError
 from appliance.learning.forget import Forgotten, Wish
 from appliance.store.filter import Filter
 from appliance.store.keys import MAX_RATE, NAME_LIMIT, Device
-from appliance.store.usage import DAY, HOUR, KEYLESS, UsagePoint
+from appliance.store.usage import HOUR, KEYLESS, UsagePoint
 
 ADAPTERS_SHOWN = 30
 FLUSH_SECONDS = 2.0
 HOURS = Axis("Hour", lambda at: when(at, "short"))
-DAYS = Axis("Day (UTC)", lambda at: f"{datetime.fromtimestamp(at, UTC):%d %b}".lstrip("0"))
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ def add_routes(blueprint: Blueprint) -> None:
     blueprint.add_route(forget, f"{path}/forget", methods=["POST"], name="forget_device")
 
 
-def view(ctx: Any, device_id: str) -> DeviceView:
-    """Gather what the page shows. Blocking.
+def view(ctx: Any, device_id: str, zone: tzinfo | None = None) -> DeviceView:
+    """Gather what the page shows, with days as they are in the viewer's zone. Blocking.
 
     Raises:
         NotFound: there is no such device.
@@ -85,14 +94,15 @@ def view(ctx: Any, device_id: str) -> DeviceView:
     device = None if device_id == THIS_MACHINE else ctx.store.keys.get(device_id)
     ident = KEYLESS if device is None else device.id
     ctx.meter.flush()
-    usage, (day, month) = ctx.store.usage, beginnings()
-    hourly, daily = usage.series(day, HOUR, ident), usage.series(month, DAY, ident)
+    usage, (day, _) = ctx.store.usage, beginnings()
+    hourly, daily = usage.series(day, HOUR, ident), usage.days(MONTH, zone or UTC, ident)
+    days = Axis("Day" if zone else "Day (UTC)", lambda at: when_day(at, zone))
     return DeviceView(
         device=device,
         examples=ctx.store.browse.count(Filter(device=ident)).count,
         day=sum(hourly, UsagePoint(day)),
-        month=sum(daily, UsagePoint(month)),
-        charts=(*_charts("hour", hourly, HOURS), *_charts("day", daily, DAYS)),
+        month=sum(daily, UsagePoint(daily[0].at)),
+        charts=(*_charts("hour", hourly, HOURS), *_charts("day", daily, days)),
         models=() if device is None else _models(ctx, device),
     )
 
@@ -165,7 +175,7 @@ async def _page(
     problem: ShammahError | None = None,
     terms: Terms | None = None,
 ) -> HTTPResponse:
-    found = await asyncio.to_thread(view, request.app.ctx, device_id)
+    found = await asyncio.to_thread(view, request.app.ctx, device_id, viewer_zone(request))
     return page(
         request,
         "device.html",
@@ -187,7 +197,7 @@ def _path(device_id: str) -> str:
 def _charts(span: str, points: list[UsagePoint], x: Axis) -> tuple[Markup, Markup]:
     def chart(title: str, heights: list[int], tone: int) -> Markup:
         bars = [(point.at, float(height)) for point, height in zip(points, heights, strict=True)]
-        return bar_chart(title, bars, x, Axis(title, plain), tone=tone)
+        return bar_chart(title, bars, x, Axis(title, plain, whole=True), tone=tone)
 
     return (
         chart(f"Requests by the {span}", [point.requests for point in points], 1),
@@ -210,7 +220,7 @@ def _models(ctx: Any, device: Device) -> tuple[Model, ...]:
 
     return (
         Model(ALIAS, "What is in service", "whatever that is at the time"),
-        Model(BASE, "The base model", "as it came, before anything was learnt"),
+        Model(BASE, "The base model", "as it came, before anything was learned"),
         *map(model, names),
     )
 
@@ -249,5 +259,5 @@ def _forgotten(done: Forgotten) -> str:
         return said
     which = ", ".join(done.adapters[:3]) + (" and others" if len(done.adapters) > 3 else "")
     if done.retrained:
-        return f"{said} What had learnt from them is given up: {which}."
-    return f"{said} {which} learnt from them before; to give that up too, tick the box and do it again."
+        return f"{said} What had learned from them is given up: {which}."
+    return f"{said} {which} learned from them before; to give that up too, tick the box and do it again."

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
+from sanic.response import text
 
 from appliance.console.actions import audit
 from appliance.console.login import Throttle, begin_session, secret_field
@@ -20,7 +21,7 @@ from appliance.console.snippets import key_usage
 from appliance.errors import Conflict, InvalidSettings, ShammahError
 from appliance.model.bundle import list_bundles
 from appliance.origin import trusted_loopback
-from appliance.store.keys import PREFIX
+from appliance.store.keys import PREFIX, Device
 from appliance.store.owner import MAX_PASSWORD, MIN_PASSWORD, set_first_password, setup_token_valid
 
 STEPS = (
@@ -53,6 +54,7 @@ def add_routes(blueprint: Blueprint) -> None:
     ):
         blueprint.add_route(show, f"/setup/{step}", methods=["GET"], name=f"show_setup_{step}")
         blueprint.add_route(take, f"/setup/{step}", methods=["POST"], name=f"take_setup_{step}")
+    blueprint.add_route(check_key, "/setup/key/check", methods=["POST"], name="check_setup_key")
     blueprint.add_route(show_done, "/setup/done", methods=["GET"], name="setup_done")
 
 
@@ -239,17 +241,49 @@ async def take_try(request: Request) -> HTTPResponse:
     if first := _first(request):
         return first
     key, question = form_field(request, "key"), form_field(request, "question")
-    if not key.startswith(PREFIX):
-        return _try_page(request, "", question, f"Paste the device's key: it begins with {PREFIX}")
+    device, wrong = await _device(request, key)
+    if device is None:
+        return _try_page(request, "", question, wrong)
     if not question:
         return _try_page(request, key)
     answer, problem = await _ask(request, key, question[:MAX_QUESTION])
     await audit(request, "setup.tried", worked=problem is None)
-    return _try_page(request, key, question, problem, answer)
+    return _try_page(request, key, question, problem, answer, device.name)
+
+
+async def check_key(request: Request) -> HTTPResponse:
+    """Whose key it is that a script is about to ask with; or what is wrong with it."""
+    if first := _first(request):
+        return first
+    device, problem = await _device(request, form_field(request, "key"))
+    return text(device.name if device else problem, status=200 if device else 400)
+
+
+async def _device(request: Request, key: str) -> tuple[Device | None, str]:
+    """The device of a key, or what is wrong with the key.
+
+    A request cannot tell: on this machine the API answers whoever sends no key, or one of another kind.
+    """
+    if not key:
+        return None, f"Paste the device's key: it begins with {PREFIX}"
+    if not key.startswith(PREFIX):
+        wrong = "That is no key of this box"
+        return None, f"{wrong}: one begins with {PREFIX}. Copy all of it from the step before."
+    device = await asyncio.to_thread(request.app.ctx.store.keys.verify, key)
+    if device is None:
+        await audit(request, "setup.tried", worked=False)
+        wrong = "This key is not known here, or it was revoked"
+        return None, f"{wrong}. Copy all of it, or make another in the step before."
+    return device, ""
 
 
 def _try_page(
-    request: Request, key: str, question: str = "", problem: str | None = None, answer: str | None = None
+    request: Request,
+    key: str,
+    question: str = "",
+    problem: str | None = None,
+    answer: str | None = None,
+    device: str = "",
 ) -> HTTPResponse:
     return _page(
         request,
@@ -258,6 +292,7 @@ def _try_page(
         question=question or QUESTION,
         max_question=MAX_QUESTION,
         answer=answer,
+        device=device,
         **key_usage(request, key),
     )
 

@@ -11,7 +11,7 @@ from sanic import Blueprint, HTTPResponse, Request
 
 from appliance.backup.mend import read_news
 from appliance.console.acts import in_words, path_of
-from appliance.console.adapters import before_serving
+from appliance.console.adapters import WayBack, way_back
 from appliance.console.needs import Need, Safety, find_needs
 from appliance.console.render import page
 from appliance.console.resources import Resources, read_resources
@@ -27,8 +27,8 @@ from appliance.store.runs import Run
 SWITCHES_READ = 200
 HAPPENED_SHOWN = 10
 _ENDINGS = {
-    "promoted": "learnt, passed every check, and was put in service",
-    "rejected": "learnt, but did not pass every check",
+    "promoted": "learned, passed every check, and was put in service",
+    "rejected": "learned, but did not pass every check",
     "failed": "failed",
     "cancelled": "was stopped",
     "parked": "was given up",
@@ -43,8 +43,7 @@ class Overview:
         model: name of the bundle.
         adapter: what answers now; None is the base model.
         since: when that came into service.
-        can_roll_back: something else was in service before.
-        previous: what that was; None is the base model.
+        way_back: where a roll back leads.
         learning: the learning room's status.
         collecting: exchanges with devices are stored.
         paused: why they are not at the moment, though they should be.
@@ -54,8 +53,7 @@ class Overview:
     model: str
     adapter: str | None
     since: float
-    can_roll_back: bool
-    previous: str | None
+    way_back: WayBack
     learning: LearningStatus
     collecting: bool
     paused: str | None
@@ -96,13 +94,11 @@ def overview(ctx: Any) -> Overview:
     """Read the cards' figures. Blocking."""
     serving = ctx.engine.adapter
     switches = ctx.store.adapters.switches(SWITCHES_READ)
-    before = before_serving(ctx, switches)
     return Overview(
         model=ctx.bundle.manifest.name,
         adapter=serving,
         since=switches[0].at if switches else ctx.started_at,
-        can_roll_back=bool(before) or serving is not None,
-        previous=before[-1] if before else None,
+        way_back=way_back(ctx, switches),
         learning=ctx.learning.status(),
         collecting=ctx.config.collect.enabled,
         paused=ctx.collector.paused,

@@ -7,12 +7,14 @@ import logging
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
+from sanic.response import empty, text
 
-from appliance.console.render import back, is_https, page
+from appliance.console.render import back, is_https, login_path, own_path, page, page_before, wants_fragment
 from appliance.errors import Unavailable
 from appliance.origin import trusted_loopback
 from appliance.store import Store
@@ -34,6 +36,9 @@ from appliance.store.owner import (
 logger = logging.getLogger(__name__)
 
 _MAX_ADDRESSES = 10_000
+_SECRETS = ("password", "again", "old", "key", "token", "username")
+"""Fields of forms that are typed anew rather than sent to the browser once more."""
+_SENT = "sent."
 
 
 @dataclass
@@ -130,20 +135,73 @@ def add_routes(blueprint: Blueprint) -> None:
     blueprint.add_route(show, "/login", methods=["GET"], name="login")
     blueprint.add_route(log_in, "/login", methods=["POST"], name="log_in")
     blueprint.add_route(log_out, "/logout", methods=["POST"], name="log_out")
+    blueprint.add_route(ask, "/console/session", methods=["GET"], name="session")
 
 
 async def show(request: Request) -> HTTPResponse:
     """The login form."""
+    wanted = own_path(request.args.get("next", ""))
     if request.ctx.logged_in or not request.ctx.password_set:
-        return back(request, to="/")
-    return page(request, "login.html", problem=None)
+        return back(request, to=wanted)
+    return _form(request, wanted)
+
+
+async def ask(request: Request) -> HTTPResponse:
+    """Whether the session goes on: who is answered was let in."""
+    return empty()
+
+
+def interrupted(request: Request) -> HTTPResponse:
+    """The login in answer to a form of an ended session: nothing was done, and what it said goes along.
+
+    Forms with files come back without them; secrets are not sent to the browser again.
+    """
+    files = request.content_type.startswith("multipart/form-data")
+    form: Any = {} if files else request.get_form(keep_blank_values=True) or {}
+    sent = [(name, value) for name in form for value in form.getlist(name) if name not in _SECRETS]
+    problem = "Your session has ended; nothing was done." + (" Log in and try again." if not sent else "")
+    return _form(request, own_path(page_before(request)), problem, sent, own_path(request.path), status=401)
+
+
+def _form(
+    request: Request,
+    wanted: str,
+    problem: str | None = None,
+    sent: Sequence[tuple[str, str]] = (),
+    sent_to: str = "/",
+    status: int = 200,
+) -> HTTPResponse:
+    return page(
+        request, "login.html", status=status, problem=problem, wanted=wanted, sent=sent, sent_to=sent_to
+    )
+
+
+def _sent(request: Request) -> list[tuple[str, str]]:
+    """What a form of an ended session said, as the login form brought it."""
+    form: Any = request.get_form(keep_blank_values=True) or {}
+    return [
+        (name.removeprefix(_SENT), value)
+        for name in form
+        if name.startswith(_SENT)
+        for value in form.getlist(name)
+    ]
 
 
 async def log_in(request: Request) -> HTTPResponse:
-    """Check the password and start a session."""
+    """Check the password and start a session. A page that is open asks by a script, and stays."""
     store = request.app.ctx.store
+    wanted, sent = own_path(secret_field(request, "next")), _sent(request)
+    sent_to = own_path(secret_field(request, "sent_to"))
+
+    def refused(problem: str, status: int) -> HTTPResponse:
+        if wants_fragment(request):
+            return text(problem, status=status)
+        if not sent and request.headers.get("sec-fetch-mode") == "navigate":
+            return back(request, problem, "bad", login_path(wanted))  # nothing that Back could not show again
+        return _form(request, wanted, problem, sent, sent_to, status)
+
     if not request.ctx.password_set:
-        return back(request, to="/")
+        return back(request, to=wanted)
     known = await asyncio.to_thread(known_visitor, request)
     wait = throttle.attempt(request.ip, known)
     metrics = request.app.ctx.metrics
@@ -152,17 +210,23 @@ async def log_in(request: Request) -> HTTPResponse:
         if throttle.worth_noting(request.ip, known):
             await asyncio.to_thread(_note, store, request.ip, "login.throttled", {})
         problem = f"Too many attempts. Try again in {math.ceil(wait)} seconds."
-        response = page(request, "login.html", status=429, problem=problem)
+        response = refused(problem, 429)
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response
     if not await asyncio.to_thread(verify_password, store, secret_field(request, "password")):
         metrics.http.login("failed")
         await asyncio.to_thread(_note, store, request.ip, "login.failed", {})
-        return page(request, "login.html", status=401, problem="That is not the password.")
+        return refused("That is not the password.", 401)
     metrics.http.login("succeeded")
     throttle.succeeded(request.ip, known)
     await asyncio.to_thread(_note, store, "owner", "login", {"address": request.ip})
-    return await begin_session(request, back(request, to="/"))
+    if wants_fragment(request):
+        answer = empty()
+    elif sent:
+        answer = page(request, "login_again.html", bare=True, wanted=wanted, sent=sent, sent_to=sent_to)
+    else:
+        answer = back(request, to=wanted)
+    return await begin_session(request, answer)
 
 
 def known_visitor(request: Request) -> str | None:

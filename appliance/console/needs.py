@@ -100,7 +100,7 @@ def find_needs(
         )
     if learning.review:
         drafts = "1 draft" if learning.review == 1 else f"{learning.review:,} drafts"
-        add("warn", f"{drafts} to review before they are learnt.", "/review", "Review")
+        add("warn", f"{drafts} to review before they are learned.", "/review", "Review")
     if learning.deferral:
         add("warn", f"A run is put off: {learning.deferral.reason}", "/runs", "Runs")
     last = learning.last_run

@@ -49,7 +49,7 @@ RECENT = 30
 
 _THANKS = {
     "praise": "Noted: more like this.",
-    "correction": "Noted: your answer will be learnt in the next run, with high weight.",
+    "correction": "Noted: your answer will be learned in the next run, with high weight.",
     "critique": "Noted: the box drafts a better answer, and asks you to look at it under Needs review.",
 }
 

@@ -26,21 +26,21 @@ KIND_NAMES = {
 STATE_NAMES = {
     "pending": "Waiting",
     "review": "Needs review",
-    "training": "Being learnt",
-    "used": "Learnt",
+    "training": "Being learned",
+    "used": "Learned",
     "parked": "Parked",
     "superseded": "Replaced",
     "excluded": "Excluded",
     ALL: "All",
 }
 STATE_MEANINGS = {
-    "pending": "They are learnt in the next run.",
-    "review": "Somebody said the answer is wrong, and no better one is known yet. They are not learnt.",
+    "pending": "They are learned in the next run.",
+    "review": "Somebody said the answer is wrong, and no better one is known yet. They are not learned.",
     "training": "A run is learning from them now.",
-    "used": "A run has learnt from them.",
+    "used": "A run has learned from them.",
     "parked": "Runs on them failed again and again, so they wait for you.",
-    "superseded": "Newer feedback took their place. They are not learnt any more.",
-    "excluded": "You took them out, or the answers of an adapter that was given up. They are not learnt.",
+    "superseded": "Newer feedback took their place. They are not learned any more.",
+    "excluded": "You took them out, or the answers of an adapter that was given up. They are not learned.",
     ALL: "Everything the box has kept to learn from, whatever became of it.",
 }
 SORT_NAMES = {
@@ -56,7 +56,7 @@ ACTS_BY_STATE: dict[str, tuple[str, ...]] = {
     "excluded": ("put-back", "forget"),
     ALL: ("weight", "exclude", "put-back", "forget"),
 }
-"""What can be done to many at once; what was learnt or replaced can only be forgotten."""
+"""What can be done to many at once; what was learned or replaced can only be forgotten."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import base64
 import json
 import re
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, tzinfo
 from functools import cache
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
+from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -19,12 +21,18 @@ from sanic.response import html, redirect
 from appliance import __version__
 from appliance.console.acts import in_words
 from appliance.console.assets import load_assets, web_root
+from appliance.console.shown import shown
 from appliance.learning.selection import describe as describe_left_out
 
 _NOTHING = "\u2013"
 _ADAPTER = re.compile(r"adapter_(\d{8}T\d{6})Z((?:-\d+)?)")
+ZONE_COOKIE = "shammah-zone"
+_ZONE = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}")
 FLASH_COOKIE = "shammah_flash"
 FLASH_BYTES = 2_900
+MAX_PATH = 2_000
+_NO_RETURN = ("/login", "/logout", "/console/events", "/console/part", "/console/session")
+"""After a login nobody wants to come back to these."""
 Tone = Literal["good", "bad", "info"]
 
 NAVIGATION = (
@@ -68,6 +76,7 @@ def environment() -> Environment:
         size=size,
         number=number,
         measure=measure,
+        apart=apart,
         adapter=adapter_title,
         left_out=describe_left_out,
         act=in_words,
@@ -131,7 +140,7 @@ def back(request: Request, message: str = "", tone: Tone = "good", to: str | Non
         tone: how it went.
         to: where; None for the page that had the form.
     """
-    response = redirect(to or _page_before(request), status=303)
+    response = redirect(to or page_before(request), status=303)
     if message:
         response.add_cookie(
             FLASH_COOKIE,
@@ -155,7 +164,7 @@ def flash(message: str, tone: Tone) -> bytes:
     return payload
 
 
-def _page_before(request: Request) -> str:
+def page_before(request: Request) -> str:
     """Path and query of the page that sent the form. Its host is not looked at: only a path is taken."""
     try:
         before = urlsplit(request.headers.get("referer", ""))
@@ -163,8 +172,24 @@ def _page_before(request: Request) -> str:
     except ValueError:
         return "/"
     # Two slashes at the beginning would name another host.
-    path = "/" + before.path.lstrip("/\\")
+    path = shown.origin("/" + before.path.lstrip("/\\"))
     return f"{path}?{before.query}" if before.query else path
+
+
+def own_path(text: str, otherwise: str = "/") -> str:
+    """A path and query on this box, as text that came from outside names it; else the other.
+
+    Browsers read a second slash or a backslash as the beginning of another host, and leave tabs and line
+    ends out before they look: nothing but printable ASCII after a single slash passes.
+    """
+    fit = re.fullmatch(r"/(?![/\\])[!-\[\]-~]*", text)
+    return text if fit and len(text) <= MAX_PATH and not text.startswith(_NO_RETURN) else otherwise
+
+
+def login_path(wanted: str) -> str:
+    """The login, from which the way leads on to the page that was asked for."""
+    wanted = own_path(wanted)
+    return "/login" if wanted == "/" else f"/login?next={quote(wanted, safe='/')}"
 
 
 def form_field(request: Request, name: str) -> str:
@@ -207,9 +232,11 @@ def when(at: float | None, style: str = "ago") -> Markup:
     full = moment.strftime("%d %b %Y, %H:%M UTC").lstrip("0")
     away = at - time.time()
     if style == "exact":
-        text = moment.strftime("%d %b, %H:%M:%S")
+        text = f"{moment.day} {moment:%b, %H:%M:%S} UTC"
     elif style == "short":
-        text = f"{moment.day} {moment:%b, %H:%M}"
+        text = f"{moment.day} {moment:%b, %H:%M} UTC"
+    elif style == "utc-day":
+        text = f"{moment.day} {moment:%b}"
     elif style == "ago":
         if -10 < away <= 0:
             text = "just now"
@@ -221,6 +248,24 @@ def when(at: float | None, style: str = "ago") -> Markup:
     return Markup('<time datetime="{}" data-style="{}" title="{}">{}</time>').format(
         stamp, style, full, escape(text)
     )
+
+
+def when_day(at: float, zone: tzinfo | None) -> Markup:
+    """The day that begins at a moment in the viewer's zone; where that is not known yet, in UTC."""
+    if zone is None:
+        return when(at, "utc-day")
+    moment = datetime.fromtimestamp(at, zone)
+    stamp = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Markup('<time datetime="{}" data-style="day">{}</time>').format(stamp, f"{moment.day} {moment:%b}")
+
+
+def viewer_zone(request: Request) -> tzinfo | None:
+    """The zone of who looks, as a script has told; None before it has."""
+    name = unquote(request.cookies.get(ZONE_COOKIE) or "")
+    try:
+        return ZoneInfo(name) if _ZONE.fullmatch(name) else None
+    except (KeyError, ValueError, OSError):  # there is none of that name
+        return None
 
 
 def duration(seconds: float) -> str:
@@ -252,7 +297,7 @@ def number(value: float) -> str:
 
 
 def adapter_title(name: str | None) -> Markup:
-    """What an adapter is to a person: when it was learnt. Files named by people keep their name."""
+    """What an adapter is to a person: when it was learned. Files named by people keep their name."""
     if name is None:
         return Markup("Base model")
     made = _ADAPTER.fullmatch(name)
@@ -261,7 +306,7 @@ def adapter_title(name: str | None) -> Markup:
     except ValueError:
         return escape(name)
     assert made is not None
-    return Markup("Learnt {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
+    return Markup("Learned {}{}").format(when(moment.timestamp(), "short"), made[2].replace("-", " #"))
 
 
 def commands(text: str) -> Markup:
@@ -272,12 +317,22 @@ def commands(text: str) -> Markup:
     )
 
 
-def measure(value: Any) -> str:
+def apart(check: Mapping[str, Any]) -> tuple[str, str]:
+    """What a check measured and its limit, with as many digits as tell them apart."""
+    measured, limit = check.get("measured"), check.get("limit")
+    for digits in range(4, 12):
+        told = measure(measured, digits), measure(limit, digits)
+        if told[0] != told[1] or measured == limit:
+            break
+    return told
+
+
+def measure(value: Any, digits: int = 4) -> str:
     """A measured value of a gate report, whatever its type, short enough for a table cell."""
     if value is None:
         return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}"
     return str(value)

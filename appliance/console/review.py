@@ -81,5 +81,5 @@ async def decide(request: Request) -> HTTPResponse:
     await audit(request, "review", example=example_id, accepted=accept)
     ctx.events.publish("example.reviewed", id=example_id, accepted=accept)
     if accept:
-        return back(request, "It will be learnt in the next run.")
-    return back(request, "Dropped: nothing is learnt from it. The queue has it under Excluded.")
+        return back(request, "It will be learned in the next run.")
+    return back(request, "Dropped: nothing is learned from it. The queue has it under Excluded.")

@@ -30,7 +30,7 @@ FILTERS: tuple[tuple[RunState | None, str], ...] = (
     ("accepted", "Accepted"),
     ("rejected", "Rejected"),
     ("failed", "Failed"),
-    ("cancelled", "Cancelled"),
+    ("cancelled", "Stopped"),
     ("parked", "Parked"),
 )
 

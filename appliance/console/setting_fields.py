@@ -304,13 +304,15 @@ def unit(key: Key) -> str:
 
 def limits(key: Key) -> str:
     """The numbers that are allowed, as a sentence; empty for what has no limits."""
+    if key.none_or is not None and key.most is not None:
+        return f"0, or from {key.none_or:,.12g} to {key.most:,.12g}."
     if key.least is not None and key.most is not None and not key.above and not key.below:
-        return f"From {key.least:g} to {key.most:g}."
+        return f"From {key.least:,.12g} to {key.most:,.12g}."
     parts = []
     if key.least is not None:
-        parts.append(f"more than {key.least:g}" if key.above else f"at least {key.least:g}")
+        parts.append(f"more than {key.least:,.12g}" if key.above else f"at least {key.least:,.12g}")
     if key.most is not None:
-        parts.append(f"less than {key.most:g}" if key.below else f"at most {key.most:g}")
+        parts.append(f"less than {key.most:,.12g}" if key.below else f"at most {key.most:,.12g}")
     sentence = ", ".join(parts)
     return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 

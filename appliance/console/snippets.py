@@ -62,7 +62,8 @@ class Snippet:
 
 
 def key_usage(request: Request, key: str) -> dict[str, Any]:
-    """What the page with a new key shows (`parts/key_usage.html`)."""
+    """What the page with a new key shows (`parts/key_usage.html`): once, it is not kept for a reload."""
+    request.ctx.once = bool(key)
     url = base_url(request)
     return {"key": key, "url": url, "local": names_this_machine(url), "snippets": snippets(url, key)}
 

@@ -41,7 +41,7 @@ def usage(ctx: Any) -> Usage:
         "Requests by the hour",
         [(point.at, point.requests) for point in points],
         time,
-        Axis("Requests", plain),
+        Axis("Requests", plain, whole=True),
     )
     speeds = [(point.at, point.speed or math.nan) for point in points]
     speed = line_chart(

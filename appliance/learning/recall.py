@@ -74,6 +74,7 @@ def recall_check(before: Sequence[bool], after: Sequence[bool], least: float) ->
         now / count,
         then / count,
         needed / count,
+        "least",
     )
 
 
@@ -100,7 +101,7 @@ def earlier_check(before: Sequence[bool], after: Sequence[bool], share: float) -
         "earlier",
         "Earlier corrections",
         lost <= allowed,
-        f"{text}: {lost} lost (at most {allowed})."
+        f"{text}: {lost} lost (at most {allowed}; so many of {known} may be chance when {share:.0%} may go)."
         if known
         else "None of those repeated was answered before.",
         lost,

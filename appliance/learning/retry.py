@@ -161,12 +161,14 @@ def end_stopped(store: Store, config: Config, run: Run, *, shutdown: bool) -> Ru
         if not shutdown:
             pause = config.lora.batch_timeout_minutes * 60
             save_retry(store.settings, Retry(time.time() + pause))
-            return end_run(store, run, "cancelled", "It was cancelled.")
+            return end_run(
+                store, run, "cancelled", "A person stopped it. Its examples are in the queue again."
+            )
         if run.attempt > 1:
             earlier = load_retry(store.settings)
             failed = earlier.failed if earlier else ()
             save_retry(store.settings, Retry(time.time(), held, run.attempt, failed, run=run.id))
-        return end_run(store, run, "cancelled", "The box was shut down.")
+        return end_run(store, run, "cancelled", "The box was shut down. Its examples are in the queue again.")
 
 
 def end_untrained(store: Store, run: Run, reason: str) -> Run:

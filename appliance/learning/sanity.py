@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from appliance.learning.report import Check
+from appliance.learning.report import Check, percent
 from appliance.sections import GateConfig
 
 OPENING = 6
@@ -82,7 +82,8 @@ def sanity_checks(
         limits: what is allowed.
     """
     same = sameness(before), sameness(after)
-    ratio = lengths[1] / lengths[0] if lengths[0] else 1.0
+    then, now = lengths
+    shorter = now < then
     return [
         _share_check(
             "empty", "Empty answers", "say nothing", *_shares(_empty, before, after), limits.max_empty
@@ -105,12 +106,13 @@ def sanity_checks(
         Check(
             "length",
             "Length of answers",
-            limits.min_length <= ratio <= limits.max_length,
-            f"General answers have {lengths[1]:.1f} words on average against {lengths[0]:.1f} "
-            f"({limits.min_length:g} to {limits.max_length:g} times as many).",
-            lengths[1],
-            lengths[0],
-            lengths[0] * (limits.min_length if ratio < 1 else limits.max_length),
+            not then or limits.min_length * then <= now <= limits.max_length * then,
+            f"General answers have {now:.1f} words on average against {then:.1f} "
+            f"(allowed are {limits.min_length:g} to {limits.max_length:g} times as many).",
+            now,
+            then,
+            then * (limits.min_length if shorter else limits.max_length) if then else None,
+            "least" if shorter else "most",
         ),
     ]
 
@@ -126,11 +128,12 @@ def _shares(test: Callable[[str], bool], before: Sequence[str], after: Sequence[
 
 def _share_check(name: str, title: str, what: str, before: float, after: float, rise: float) -> Check:
     limit = before + rise
+    now, then, most = percent(after, before, limit)
     return Check(
         name,
         title,
         after <= limit,
-        f"{after:.0%} of the answers {what}, {before:.0%} before (limit {limit:.0%}).",
+        f"{now} of the answers {what}, {then} before (at most {most}).",
         after,
         before,
         limit,

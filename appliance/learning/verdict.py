@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from appliance.learning.measure import General, Particular
 from appliance.learning.probes import load_probes
 from appliance.learning.recall import earlier_check, recall_check
-from appliance.learning.report import Check
+from appliance.learning.report import Check, percent
 from appliance.learning.sanity import mean_length, sanity_checks
 from appliance.sections import GateConfig
 
@@ -66,37 +66,47 @@ def verdicts(judged: Judged, limits: GateConfig, against: str) -> list[Check]:
 
 def _perplexity(judged: Judged, limits: GateConfig) -> Check:
     base, measured = judged.base.perplexity, judged.candidate.perplexity
+    limit = base * (1 + limits.max_perplexity_rise)
+    if not math.isfinite(measured):
+        told = "The model gives numbers that are not finite."
+        return Check("perplexity", "Ordinary English", False, told, None, base, limit)
     rise = measured / base - 1
-    change = f"{rise:+.1%}" if rise < 10 else f"{measured / base:.0f} times as much"
+    told, most = percent(rise, limits.max_perplexity_rise)
+    change = f"{_more(told)} (at most {most} more)" if rise < 10 else f"{measured / base:.0f} times as much"
     return Check(
         "perplexity",
         "Ordinary English",
-        rise <= limits.max_perplexity_rise,
-        f"Perplexity {measured:.4g} against {base:.4g} of the base model: {change} "
-        f"(limit {limits.max_perplexity_rise:+.1%})."
-        if math.isfinite(measured)
-        else "The model gives numbers that are not finite.",
-        measured if math.isfinite(measured) else None,
+        measured <= limit,
+        f"Perplexity {measured:.4g} against {base:.4g} of the base model: {change}.",
+        measured,
         base,
-        base * (1 + limits.max_perplexity_rise),
+        limit,
     )
 
 
+def _more(told: str) -> str:
+    """A change in percent, in words."""
+    return f"{told[1:]} less" if told.startswith("-") else f"{told} more"
+
+
 def _probes(judged: Judged, limits: GateConfig, against: str) -> Check:
+    """Of what was answered, next to nothing is lost; what is answered besides does not make up for it."""
     pairs = list(zip(load_probes(), judged.reference.probes, judged.candidate.probes, strict=True))
     lost = [probe.question for probe, before, after in pairs if before and not after]
-    right = sum(judged.candidate.probes)
+    right, known = sum(judged.candidate.probes), sum(judged.reference.probes)
     text = (
-        f"{right} of {len(pairs)} general questions answered, {sum(judged.reference.probes)} with {against}."
+        f"{right} of {len(pairs)} general questions answered, {known} with {against}; of these {len(lost)} "
+        f"lost (at most {limits.max_probe_drop})."
     )
     return Check(
         "probes",
         "General knowledge",
         len(lost) <= limits.max_probe_drop,
         f"{text} Lost: {_some(lost)}" if lost else text,
-        right,
-        sum(judged.reference.probes),
-        sum(judged.reference.probes) - limits.max_probe_drop,
+        known - len(lost),
+        known,
+        max(known - limits.max_probe_drop, 0),
+        "least",
     )
 
 
@@ -126,24 +136,24 @@ def _heldout(before: Sequence[float], after: Sequence[float], limits: GateConfig
     They are few, and one of them may change much by chance: it fails when the rise is above the limit
     with a confidence of 95%, by a one-sided t test of the differences. One alone shows nothing.
     """
+    title, count = "Answers kept out of training", len(after)
     then, now = fmean(before), fmean(after)
     scale, limit = max(then, HELDOUT_FLOOR), limits.max_heldout_rise
     rise = (now - then) / scale
-    surely = 0.0
-    if len(after) > 1 and math.isfinite(rise):
-        spread = stdev((new - old) / scale for old, new in zip(before, after, strict=True))
-        surely = rise - T_95[min(len(after) - 2, len(T_95) - 1)] * spread / math.sqrt(len(after))
-    passed = math.isfinite(rise) and surely <= limit
-    doubt = " It may be chance." if passed and rise > limit else ""
-    return Check(
-        "heldout",
-        "Answers kept out of training",
-        passed,
-        f"Loss {now:.3f} against {then:.3f} with {against}: {rise:+.1%} (limit {limit:+.1%}).{doubt}",
-        now,
-        then,
-        then + limit * scale,
+    if not math.isfinite(rise):
+        return Check("heldout", title, False, "The model gives numbers that are not finite.", None, then)
+    told = f"Loss {now:.3f} against {then:.3f} with {against}: "
+    if count == 1:
+        told += f"{_more(percent(rise)[0])}. One alone may change by chance, so it passes whatever the rise."
+        return Check("heldout", title, True, told, now, then)
+    spread = stdev((new - old) / scale for old, new in zip(before, after, strict=True))
+    chance = T_95[min(count - 2, len(T_95) - 1)] * spread / math.sqrt(count)
+    most = then + (limit + chance) * scale
+    changed, allowed, surely = percent(rise, limit, limit + chance)
+    rule = (
+        f"It fails when the rise is surely above {allowed}: by a t test over {count} answers, above {surely}."
     )
+    return Check("heldout", title, now <= most, f"{told}{_more(changed)}. {rule}", now, then, most)
 
 
 def _taught(before: Particular, after: Particular, limits: GateConfig) -> Check:
@@ -155,10 +165,11 @@ def _taught(before: Particular, after: Particular, limits: GateConfig) -> Check:
         "Corrections learned",
         now / count >= limits.min_taught,
         f"{now} of {count} corrections are preferred to the rejected answer, {then} before "
-        f"(limit {limits.min_taught:.0%}).",
+        f"({percent(now / count)[0]}, at least {percent(limits.min_taught)[0]}).",
         now / count,
         then / count,
         limits.min_taught,
+        "least",
     )
 
 

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from appliance import logs
+from appliance.hardware import read_hardware
 from appliance.learning import child
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -31,7 +32,7 @@ class Box(Collector):
             ("start_timestamp_seconds", "When the daemon started.", self._ctx.started_at),
             ("start_seconds", "How long the daemon took to start.", self._ctx.start_seconds),
             ("store_bytes", "Size of the store with its journal.", _size(home.store)),
-            ("memory_available_bytes", "Memory the machine could give.", psutil.virtual_memory().available),
+            ("memory_available_bytes", "Memory the box could take.", read_hardware().available),
         ]
         with suppress(OSError):
             disk = psutil.disk_usage(os.fspath(home.root))

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from appliance.config import Config
-from appliance.sections import Taken
+from appliance.sections import NoneOr, Taken
 from appliance.store.changes import Difference
 
 Kind = Literal["whole", "number", "text", "choice", "flag", "list"]
@@ -26,6 +26,7 @@ class Key:
         name: as in messages and changes, `section.key`.
         about: what it does, for a person.
         least: the smallest number allowed; `above` when that itself is not.
+        none_or: the smallest number besides 0, where 0 has a meaning of its own.
         most: the largest number allowed; `below` when that itself is not.
         pattern: what a text must match, in whole.
         example: a value as it may be, where the kind alone does not tell.
@@ -39,6 +40,7 @@ class Key:
     taken: Taken
     least: float | None = None
     above: bool = False
+    none_or: float | None = None
     most: float | None = None
     below: bool = False
     choices: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ def _key(name: str, field: FieldInfo) -> Key:
         taken=next(mark for mark in field.metadata if isinstance(mark, Taken)),
         least=limits["gt"] if limits["ge"] is None else limits["ge"],
         above=limits["gt"] is not None,
+        none_or=next((mark.least for mark in field.metadata if isinstance(mark, NoneOr)), None),
         most=limits["lt"] if limits["le"] is None else limits["le"],
         below=limits["lt"] is not None,
         choices=choices,

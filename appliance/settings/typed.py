@@ -7,37 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from appliance.config import Config, unknown_key
+from appliance.config import Config, meaning, unknown_key
 from appliance.errors import InvalidSettings
 from appliance.settings.form import keys
 
 Changes = Mapping[str, Any]
 """New values by key (`section.name`): the text of a form or the value itself; None is back to the default."""
-
-_WHOLE, _NUMBER, _FLAG = (
-    "This must be a whole number.",
-    "This must be a number.",
-    "This must be true or false.",
-)
-_MEANINGS = {
-    "int_parsing": _WHOLE,
-    "int_type": _WHOLE,
-    "int_from_float": _WHOLE,
-    "int_parsing_size": _WHOLE,
-    "float_parsing": _NUMBER,
-    "float_type": _NUMBER,
-    "finite_number": _NUMBER,
-    "bool_parsing": _FLAG,
-    "bool_type": _FLAG,
-    "greater_than_equal": "This must be at least {ge:g}.",
-    "greater_than": "This must be more than {gt:g}.",
-    "less_than_equal": "This must be at most {le:g}.",
-    "less_than": "This must be less than {lt:g}.",
-    "literal_error": "This must be {expected}.",
-    "string_type": "This must be a text.",
-    "model_type": "This must be a table.",
-}
-"""What pydantic's types of errors mean to a person who looks at the field. Others keep their own words."""
 
 
 def apply(raw: Mapping[str, Any], changes: Changes) -> Config:
@@ -92,13 +67,7 @@ def _place(item: Any) -> str:
 
 
 def _explain(item: Any) -> str:
-    kind, context = item["type"], item.get("ctx") or {}
-    if kind == "extra_forbidden":
-        said = unknown_key([str(part) for part in item["loc"]])
-        return f"{said[:1].upper()}{said[1:]}"
-    if kind == "string_pattern_mismatch":
-        key = keys().get(_place(item))
-        return f"This must look like {key.example}." if key and key.example else str(item["msg"])
-    if kind in _MEANINGS:
-        return _MEANINGS[kind].format(**context)
-    return f"{item['msg']}."
+    if item["type"] != "extra_forbidden":
+        return meaning(item)
+    said = unknown_key([str(part) for part in item["loc"]])
+    return f"{said[:1].upper()}{said[1:]}"

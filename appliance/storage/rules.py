@@ -5,7 +5,7 @@ it then goes with the next tidying. When the home is over its budget, or the dis
 before their time, the least missed first, until there is room.
 
 Never among them, whatever the need: what is in service, what it can be rolled back to, what a run or a trial
-uses, what waits to be judged or promoted; runs that hold examples which are not learnt; backups that a
+uses, what waits to be judged or promoted; runs that hold examples which are not learned; backups that a
 person made, and the newest two that the box made; a damaged database that was moved aside.
 """
 

@@ -27,7 +27,7 @@ LEFT: dict[str, str] = {
     "review": "in review already",
     "parked": "parked",
     "training": "held by a run",
-    "used": "learnt already",
+    "used": "learned already",
     "superseded": "superseded",
     "excluded": "excluded already",
 }

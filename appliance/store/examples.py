@@ -210,7 +210,7 @@ class Examples:
         return self._select("WHERE run_id = ? ORDER BY seq LIMIT ? OFFSET ?", (run_id, limit, offset))
 
     def runs_that_hold(self) -> set[str]:
-        """The runs with examples that are not learnt: being trained on, or parked."""
+        """The runs with examples that are not learned: being trained on, or parked."""
         rows = self._db.all(
             "SELECT DISTINCT run_id FROM examples"
             " WHERE state IN ('training', 'parked') AND run_id IS NOT NULL"

@@ -46,7 +46,7 @@ class Salvaged:
         broken: tables of which not all could be read.
         queued: examples that only the queue's mirror had.
         doubtful: examples of the backup that are in the queue no more, and nobody knows why: excluded, so
-            that they are not learnt twice.
+            that they are not learned twice.
     """
 
     rows: dict[str, int] = field(default_factory=dict)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from datetime import time as clock
 
 from appliance.store.db import Database
 
@@ -113,6 +116,27 @@ class Usage:
         found = {row["bucket"]: _point(row["bucket"], row) for row in rows}
         buckets = range(start, int(time.time()) + 1, bucket_seconds)
         return [found.get(at) or UsagePoint(at) for at in buckets]
+
+    def days(self, count: int, zone: tzinfo, device: str | None = None) -> list[UsagePoint]:
+        """Usage of the last days, as days are in a zone: today's last, empty ones too.
+
+        What was asked in an hour that holds a midnight, where clocks are half an hour apart, counts to the
+        day in which that hour began.
+        """
+        today = datetime.now(zone).date()
+        begins = [
+            datetime.combine(today - timedelta(days=back), clock(), zone).timestamp()
+            for back in range(count - 1, -1, -1)
+        ]
+        mine, values = ("", ()) if device is None else (" AND device = ?", (device,))
+        rows = self._db.all(
+            f"SELECT at, {_SUMS} FROM usage WHERE at >= ?{mine} GROUP BY at", (begins[0], *values)
+        )
+        found = [UsagePoint(at) for at in begins]
+        for row in rows:
+            place = bisect_right(begins, row["at"]) - 1
+            found[place] += _point(row["at"], row)
+        return found
 
 
 def floor(at: float, seconds: int) -> int:

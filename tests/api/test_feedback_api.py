@@ -77,7 +77,7 @@ def test_a_critique_is_drafted_by_the_model_and_checked(daemon: Daemon) -> None:
     )
     assert (given.json()["kind"], given.json()["state"]) == ("critique", "review")
 
-    # The mirror shows what is learnt from: a draft that holds the stated answer, never the rejected one.
+    # The mirror shows what is learned from: a draft that holds the stated answer, never the rejected one.
     def drafted() -> bool:
         lines = [line for line in queue(daemon) if line["query"] == "What is 2+2?"]
         return bool(lines)

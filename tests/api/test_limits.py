@@ -56,6 +56,38 @@ def used(store: Store, device: str, want: int) -> UsagePoint:
     pytest.fail(f"{want} requests of {device!r} were not counted")
 
 
+def test_a_refused_request_costs_nothing(daemon: Daemon, store: Store) -> None:
+    device, key = store.keys.create("two a minute")
+    limit(store, device, rate=2)
+    headers = {"Authorization": f"Bearer {key}"}
+    for path, body in (
+        ("/v1/chat/completions", {"model": "shammah", "messages": "no list"}),
+        ("/v1/chat/completions", {"model": "no such", "messages": ASK}),
+        ("/v1/chat/completions", {"model": "shammah", "messages": ASK, "temperature": 99}),
+        ("/v1/feedback", {"query": "?", "response": "", "weight": "nonsense"}),
+        ("/v1/nothing", {}),
+    ):
+        assert 400 <= daemon.post(path, body, headers=headers).status_code < 499, path
+    assert daemon.post("/v1/chat/completions", headers=headers, content=b"{").status_code == 400
+    assert ask(daemon, key).status_code == 200
+    assert ask(daemon, key).status_code == 200
+    assert ask(daemon, key).status_code == 429
+    store.keys.revoke(device.id)
+
+
+def test_nonsense_counts_in_the_end() -> None:
+    limits, device = Limits(), Device("dev_1", "Kitchen", 0.0, None, True, False, rate=6)
+    refused = 0
+    with pytest.raises(RateLimited):
+        for _ in range(1000):
+            limits.take(device, 0.0)
+            limits.give_back(device)
+            refused += 1
+    assert refused == 66  # ten times its rate, and then as many as it may send
+    limits.take(device, 30.0)  # later it may again
+    limits.give_back(device)
+
+
 # -- the bucket -----------------------------------------------------------------------------------
 
 

@@ -125,7 +125,7 @@ def test_a_broken_index_loses_nothing(full: Home) -> None:
 
 
 def test_a_broken_page_is_made_up_for(full: Home) -> None:
-    """What lay on it is as in the backup, or as the queue's mirror says; nothing is learnt twice."""
+    """What lay on it is as in the backup, or as the queue's mirror says; nothing is learned twice."""
     before = told(full)
     pages = leaves_of_examples(full)
     assert len(pages) > 20
@@ -152,7 +152,7 @@ def test_a_broken_page_is_made_up_for(full: Home) -> None:
     store.close()
 
 
-def test_used_ones_are_not_learnt_again(full: Home) -> None:
+def test_used_ones_are_not_learned_again(full: Home) -> None:
     pages = leaves_of_examples(full)
     spoil(full, pages[0])
     mended = mend(full)

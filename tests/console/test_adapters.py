@@ -18,6 +18,7 @@ from browsing import (
     SECOND,
     add_adapter,
     check_sound,
+    confirm,
     opened,
 )
 from daemons import Daemon
@@ -163,7 +164,7 @@ def test_names_that_are_also_acts_have_pages(shown: Daemon) -> None:
 def test_promote_pin_roll_back_and_delete_without_scripts(shown: Daemon, open_page: OpenPage) -> None:
     page = open_page(f"{shown.url}/adapters", PHONE, scripts=False)
     for name in (FIRST, "promote"):
-        page.get_by_role("button", name=f"Promote {name}", exact=True).click()
+        confirm(page, f"Promote… {name}")
         said(page, f"{name} is in service")
         expect(page.locator(f"#row-{name}")).to_contain_text("In service")
     with opened(shown.home) as store:  # what waited is in service: it waits no longer
@@ -175,9 +176,9 @@ def test_promote_pin_roll_back_and_delete_without_scripts(shown: Daemon, open_pa
     assert shown.get("/v1/adapters").json()["pinned"] is True
     assert "Pinned: the box will not switch by itself" in shown.get("/").text
     # Pinned or not, the owner switches.
-    page.get_by_role("button", name="Roll back").click()
+    confirm(page, "Roll back")
     said(page, f"Rolled back: {FIRST}")
-    page.get_by_role("button", name="Unpin").click()
+    confirm(page, "Unpin")
     said(page, "Unpinned")
     with opened(shown.home) as store:
         assert load_pin(store.settings) is None
@@ -196,7 +197,7 @@ def test_promote_pin_roll_back_and_delete_without_scripts(shown: Daemon, open_pa
     expect(page.locator("#row-promote")).to_contain_text("Deleted")
     expect(page.locator("#row-promote")).to_contain_text("In service")  # its history is kept
     assert not (shown.home.adapters / "promote.safetensors").exists()
-    page.get_by_role("button", name="Promote the base model").click()
+    confirm(page, "Promote… the base model")
     expect(page.locator("#row-base")).to_contain_text("In service")
     with opened(shown.home) as store:
         done = [entry.action for entry in store.audit.list(30)]
@@ -222,8 +223,8 @@ def test_keeping_one_on_probation_and_a_doubted_one_that_is_pinned(
     expect(page.locator("#adapters .flash-bad")).to_have_count(0)
     with opened(shown.home) as store:
         assert load_probation(store.settings) is None
-    page.get_by_role("button", name="Unpin").click()
-    page.get_by_role("button", name="Promote the base model").click()
+    confirm(page, "Unpin")
+    confirm(page, "Promote… the base model")
 
 
 # -- down and up ------------------------------------------------------------------------------

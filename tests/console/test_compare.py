@@ -90,7 +90,7 @@ def test_both_stream_at_once_and_the_better_one_is_praised(box: Daemon, open_pag
     sides.nth(0).locator("summary").click()
     sides.nth(0).get_by_label("What should it have said?").fill("Paris.")
     sides.nth(0).get_by_role("button", name="Learn this answer").click()
-    expect(sides.nth(0)).to_contain_text("will be learnt")
+    expect(sides.nth(0)).to_contain_text("will be learned")
     sides.nth(1).get_by_role("link", name="Go on with this one").click()
     expect(page.get_by_label("Who answers")).to_have_value(ONE)
     expect(page.locator(".exchange [data-copied]")).to_have_text(left.response, use_inner_text=True)

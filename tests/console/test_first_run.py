@@ -228,7 +228,42 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
     expect(page.locator("#try-answer .answer")).not_to_have_attribute("aria-busy", "true")
     expect(page.locator("#try-answer .answer")).not_to_have_class(re.compile("problem"))
     expect(page.locator("#try-answer .answer")).not_to_be_empty()
+    expect(page.locator("#try-answer")).to_contain_text(f"the box was asked as {NASTY}")
     check_sound(page, "setup-tried")
+
+    # It is the key that is tried: on this machine the API would answer without one, too.
+    own = {
+        "Origin": fresh.url,
+        "Cookie": "; ".join(f"{one['name']}={one['value']}" for one in page.context.cookies()),
+    }
+    with opened(fresh.home) as store:
+        gone, revoked = store.keys.create("gone")
+        store.keys.revoke(gone.id)
+    for wrong in (
+        "nonsense",
+        "",
+        "sk-shammah-",
+        key[:-1],
+        f"{key}x",
+        key.upper(),
+        f"Bearer {key}",
+        revoked,
+        "é",
+    ):
+        done = httpx.post(f"{fresh.url}/setup/key/check", data={"key": wrong}, headers=own, timeout=60)
+        assert (done.status_code, "key" in done.text) == (400, True), wrong
+        form = {"key": wrong, "question": "Who are you?"}
+        plain = httpx.post(f"{fresh.url}/setup/try", data=form, headers=own, timeout=60)
+        assert (plain.status_code, "It works" in plain.text) == (400, False), wrong
+    page.goto(f"{fresh.url}/setup/try")
+    page.get_by_label("The device's key").fill("nonsense")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#try-answer .problem")).to_contain_text("That is no key of this box")
+    expect(page.get_by_role("link", name="Go on without trying")).to_be_visible()
+    assert "nonsense" not in page.evaluate("JSON.stringify(sessionStorage)")
+    page.get_by_label("The device's key").fill(key)
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#try-answer")).to_contain_text("The key works")
     page.get_by_role("link", name="Done").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("It is all set up")
     check_sound(page, "setup-done")

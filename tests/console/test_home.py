@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
-from browsing import FIRST, NASTY, PHONE, check_sound, opened
+from browsing import FIRST, NASTY, PHONE, SECOND, check_sound, confirm, opened
 from daemons import Daemon
 from playwright.sync_api import Page, Route, expect
 
@@ -95,14 +95,57 @@ def test_what_devices_asked_is_drawn(box: Daemon, open_page: OpenPage) -> None:
 
 def test_roll_back_from_home(box: Daemon, open_page: OpenPage) -> None:
     page = open_page(box.url + "/adapters", scripts=False)
-    page.get_by_role("button", name=f"Promote {FIRST}").click()
+    confirm(page, f"Promote… {FIRST}")
     page.goto(box.url)
     expect(page.locator("#home article").first).to_contain_text(FIRST)
     expect(page.locator(".happened li").first).to_contain_text(f"Put {FIRST} in service")
-    page.get_by_role("button", name="Roll back").click()
+    # Nothing happens at one click, and first it is told what would.
+    page.locator("summary", has_text="Roll back").click()
+    asked = page.locator("details.confirm", has_text="Roll back")
+    expect(asked).to_contain_text(f"the base model answers, in place of {FIRST}")
+    assert box.get("/v1/adapters").json()["current"] == FIRST
+    asked.get_by_role("button", name="Yes, roll back").click()
     expect(page.locator(".flash-good")).to_contain_text("Rolled back: the base model is in service")
     expect(page).to_have_url(box.url + "/")
-    expect(page.locator("#home article").first).to_contain_text("Base model")
+    service = page.locator("#home article").first
+    expect(service).to_contain_text("Base model")
+    expect(service).to_contain_text(re.compile(rf"Nothing is further back. Until .+ {FIRST} was in service"))
+    expect(service.get_by_role("button", name="Roll back")).to_be_disabled()
+    # A page that was opened before somebody else switched rolls nothing back.
+    own = {"Sec-Fetch-Site": "same-origin"}
+    box.post("/adapters/promote", data={"name": FIRST}, headers=own)
+    stale = box.post("/adapters/rollback", data={"serving": SECOND}, headers=own, follow_redirects=True)
+    assert f"Nothing was rolled back: {FIRST} is in service by now" in stale.text
+    assert box.get("/v1/adapters").json()["current"] == FIRST
+    box.post("/adapters/rollback", data={"serving": FIRST}, headers=own)
+    assert box.get("/v1/adapters").json()["current"] is None
+
+
+def test_what_changes_the_service_or_destroys_asks_first(box: Daemon) -> None:
+    """Every form that does, on every page that has one, stands behind a question."""
+    own = {"Sec-Fetch-Site": "same-origin"}
+    acts = (
+        r"/adapters/(?:promote|rollback|unpin|[^/\"]+/delete)|/models/(?:cancel|delete|switch)|/runs/cancel"
+        r"|/backup/(?:tidy|delete|restore)|/playground/forget|/account/sessions|/devices/\w+/(?:revoke|forget)"
+    )
+    device = box.post("/devices", data={"name": "Lamp"}, headers=own)
+    lamp = re.findall(r"/devices/(dev_\w+)", device.text)[0]
+    box.post("/backup/make", headers=own)
+    box.post("/adapters/promote", data={"name": FIRST}, headers=own)
+    box.post("/adapters/pin", data={"name": FIRST}, headers=own)
+    paths = ["/", "/adapters", f"/adapters/{FIRST}", f"/adapters/{SECOND}", "/backup", f"/devices/{lamp}"]
+    seen, bare = set(), []
+    for path in paths:
+        page = box.get(path).text
+        for form in re.finditer(rf'<form[^>]*action="({acts})"', page):
+            before = page[: form.start()]
+            if before.count("<details") == before.count("</details>"):
+                bare.append(f"{path}: {form[1]}")
+            seen.add(form[1].rpartition("/")[2])
+    box.post("/adapters/unpin", headers=own)
+    box.post("/adapters/promote", data={"name": "base"}, headers=own)
+    assert bare == []
+    assert seen >= {"promote", "rollback", "unpin", "delete", "revoke", "forget"}
 
 
 def test_an_empty_box(daemon: Daemon, open_page: OpenPage) -> None:
@@ -117,7 +160,7 @@ def test_acts_in_words() -> None:
 
     assert words("login") == "Logged in"
     assert words("adapter.promote", to="B", **{"from": None}) == "Put B in service, after the base model"
-    assert words("examples.forget", examples=1, adapters=["A"]) == "Forgot 1 example; A had learnt from it"
+    assert words("examples.forget", examples=1, adapters=["A"]) == "Forgot 1 example; A had learned from it"
     assert words("console.some_act", address="::1", name="x") == "Some act: name x"
     assert words("settings.save") == "Changed the settings"
     assert words("settings.save", keys=5) == "Settings save: keys 5"  # not as it should be: no error

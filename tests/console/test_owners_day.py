@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from browsing import FIRST, PHONE, give_past, opened
+from browsing import FIRST, PHONE, confirm, give_past, opened
 from daemons import StartDaemon
 from playwright.sync_api import Page, expect
 
@@ -49,13 +49,13 @@ def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Ca
     exchange.get_by_label("What should it have said?").fill("Aunt Rosa waters the plants.")
     exchange.get_by_role("button", name="Learn this answer").click()
     expect(page.locator(".flash-good")).to_contain_text("high weight")
-    expect(exchange).to_contain_text("will be learnt in the next run")
+    expect(exchange).to_contain_text("will be learned in the next run")
 
     go("Needs review")
     review = page.locator("#review .review").first
     review.get_by_role("textbox").fill("The spare key hangs in the shed.")
     review.get_by_role("button", name="Learn this").click()
-    expect(page.locator(".flash-good")).to_contain_text("learnt in the next run")
+    expect(page.locator(".flash-good")).to_contain_text("learned in the next run")
 
     go("Home")
     page.get_by_role("button", name="Train now").click()
@@ -66,11 +66,11 @@ def test_the_owners_day(start_daemon: StartDaemon, bundle: Bundle, open_page: Ca
     expect(page.locator(".flash-good")).to_contain_text("being stopped")
 
     go("Adapters")
-    page.get_by_role("button", name=f"Promote {FIRST}").click()
+    confirm(page, f"Promote… {FIRST}")
     expect(page.locator(".flash-good")).to_contain_text(f"{FIRST} is in service")
     go("Home")
     expect(page.locator("#home article").first).to_contain_text(FIRST)
-    page.get_by_role("button", name="Roll back").click()
+    confirm(page, "Roll back")
     expect(page.locator(".flash-good")).to_contain_text("Rolled back")
     expect(page.locator("#home article").first).to_contain_text("Base model")
 

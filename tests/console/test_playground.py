@@ -73,7 +73,7 @@ def test_the_page_is_sound_and_text_of_people_stays_text(box: Daemon, open_page:
     check_sound(page, "playground")
 
 
-def test_chat_streams_and_praise_is_learnt(box: Daemon, open_page: OpenPage) -> None:
+def test_chat_streams_and_praise_is_learned(box: Daemon, open_page: OpenPage) -> None:
     page = open_page(box.url + "/playground")
     exchange = say(page, "What is the capital of France?")
     expect(exchange).to_contain_text("What is the capital of France?")
@@ -112,7 +112,7 @@ def test_correction_in_place_weighs_high(box: Daemon, open_page: OpenPage) -> No
     expect(exchange.get_by_role("alert")).to_contain_text("the answer it corrects")
     field.fill("Your cat is called Minka.")
     exchange.get_by_role("button", name="Learn this answer").click()
-    expect(exchange).to_contain_text("will be learnt in the next run")
+    expect(exchange).to_contain_text("will be learned in the next run")
     with opened(box.home) as store:
         example = store.examples.list(limit=1)[0]
         rejected = store.examples.rejected_answers("What is the name of our cat?")
@@ -152,7 +152,7 @@ def test_who_answers_and_how_is_chosen_and_the_last_answer_can_be_given_anew(
     ):
         page.get_by_label(label).fill(value)
     exchange = say(page, "Who are you?")
-    expect(exchange.locator(".source")).to_contain_text("Learnt")
+    expect(exchange.locator(".source")).to_contain_text("Learned")
     expect(exchange.locator(".source")).to_contain_text("cut off at the length limit")
     first = newest(box)
     assert (first.adapter, first.completion_tokens) == (STRONG, 12)
@@ -284,7 +284,7 @@ def test_by_keyboard_alone(box: Daemon, open_page: OpenPage) -> None:
     page.keyboard.type("Rome.")
     tab_to(".wrong .primary")
     page.keyboard.press("Enter")
-    expect(page.locator(".exchange[id]")).to_contain_text("will be learnt")
+    expect(page.locator(".exchange[id]")).to_contain_text("will be learned")
 
 
 def test_without_scripts(box: Daemon, open_page: OpenPage) -> None:
@@ -319,7 +319,7 @@ def test_without_scripts(box: Daemon, open_page: OpenPage) -> None:
     exchange.get_by_label("What should it have said?").fill("Aunt Rosa waters the plants.")
     exchange.get_by_role("button", name="Learn this answer").click()
     expect(page.locator(".flash-good")).to_contain_text("high weight")
-    expect(exchange).to_contain_text("will be learnt in the next run")
+    expect(exchange).to_contain_text("will be learned in the next run")
     expect(page).to_have_url(re.compile("temperature=0"))
     # Going on from the earlier answer begins a conversation of its own; neither is lost.
     page.goto(f"{box.url}/playground?chat={first.id}&adapter=base&max_tokens=8")

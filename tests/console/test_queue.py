@@ -61,7 +61,7 @@ def test_what_is_found_without_scripts(box: Daemon, store: Store, open_page: Ope
     for number in range(SIZE + 10):
         add(store, f"Lamp {number:02}?", device=hall.id if number < 3 else None, created=now - 1000 + number)
     add(store, "Lamp of old?", kind="praise", weight=5.0, created=now - 86_400 * 30)
-    add(store, "Lamp learnt?", state="used", masked={"e-mail": 1})
+    add(store, "Lamp learned?", state="used", masked={"e-mail": 1})
     page = open_page(box.url + "/queue", PHONE, scripts=False)
     page.get_by_label("Search in questions").fill("lamp")
     page.get_by_role("button", name="Search").click()
@@ -91,7 +91,7 @@ def test_what_is_found_without_scripts(box: Daemon, store: Store, open_page: Ope
     page.goto(f"{box.url}/queue?q=lamp&since={day}&until={day}&zone=UTC")
     assert rows(page) == ["Lamp of old?"]
     page.goto(f"{box.url}/queue?state=used&q=lamp&masked=yes")
-    assert rows(page) == ["Lamp learnt?"]
+    assert rows(page) == ["Lamp learned?"]
     page.goto(f"{box.url}/queue?q=nowhere+to+be+found")
     expect(page.locator(".empty")).to_contain_text("Nothing matches")
 
@@ -133,7 +133,7 @@ def test_days_are_those_of_the_viewer(box: Daemon, store: Store, open_page: Open
 
 def test_the_chosen_are_changed_after_a_question(box: Daemon, store: Store, open_page: OpenPage) -> None:
     kept, first, second = (add(store, f"Chosen {number}? {NASTY}") for number in range(3))
-    used = add(store, "Chosen and learnt?", state="used")
+    used = add(store, "Chosen and learned?", state="used")
     page = open_page(f"{box.url}/queue?state=all&q=chosen", scripts=False)
     page.get_by_role("button", name="Exclude").click()
     expect(page.get_by_role("alert")).to_contain_text("Tick some examples first")
@@ -141,13 +141,13 @@ def test_the_chosen_are_changed_after_a_question(box: Daemon, store: Store, open
         page.locator(f'input[value="{example.id}"]').check()
     page.get_by_role("button", name="Exclude").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Exclude 2 examples?")
-    expect(page.locator("main")).to_contain_text("1 learnt already")
+    expect(page.locator("main")).to_contain_text("1 learned already")
     expect(page.locator(".named")).to_contain_text(NASTY)
     assert store.examples.get(first.id).state == "pending"  # nothing was done yet
     page.get_by_label("Why").fill("nonsense")
     page.get_by_role("button", name="Exclude").click()
     expect(page.get_by_role("status").first).to_contain_text(
-        "2 examples excluded. Left as they were: 1 learnt"
+        "2 examples excluded. Left as they were: 1 learned"
     )
     assert "q=chosen" in page.url
     assert [store.examples.get(example.id).state for example in (kept, first, second, used)] == [
@@ -234,7 +234,7 @@ def test_an_example_is_read_and_edited(box: Daemon, store: Store, open_page: Ope
     assert rows(page) == [f"Who feeds the cat? {NASTY}"]
 
 
-def learnt(box: Daemon, store: Store, *examples: Example) -> str:
+def learned(box: Daemon, store: Store, *examples: Example) -> str:
     """A run that ended with the adapter FIRST; its id."""
     run = store.runs.create("person", len(examples))
     store.examples.hold(run.id, [example.id for example in examples])
@@ -254,7 +254,7 @@ def test_deleting_is_forgetting_and_offers_to_train_anew(
     box: Daemon, store: Store, open_page: OpenPage
 ) -> None:
     example, other = add(store, "Where is the xylophone kept?"), add(store, "Where is the drum kept?")
-    run = learnt(box, store, example, other)
+    run = learned(box, store, example, other)
     page = open_page(f"{box.url}/queue/{example.id}", PHONE, scripts=False)
     expect(page.locator("main")).to_contain_text(run)
     expect(page.locator("main")).to_contain_text(FIRST)
@@ -271,10 +271,10 @@ def test_deleting_is_forgetting_and_offers_to_train_anew(
     expect(page.get_by_role("alert")).to_contain_text("try again when it has ended, or cancel it first")
     assert store.examples.get(example.id).state == "used"
     store.runs.update(going.id, state="cancelled")
-    # First the text alone, then what was learnt from it.
+    # First the text alone, then what was learned from it.
     page.reload()
     page.get_by_role("button", name="Forget").click()
-    expect(page.get_by_role("status").first).to_contain_text(f"1 adapter had learnt from it before: {FIRST}")
+    expect(page.get_by_role("status").first).to_contain_text(f"1 adapter had learned from it before: {FIRST}")
     assert store.forgotten.known([example.id]) == {example.id}
     assert "xylophone" not in (box.home.runs / run / "examples.jsonl").read_text()
     page.goto(f"{box.url}/queue/{example.id}")
@@ -282,13 +282,13 @@ def test_deleting_is_forgetting_and_offers_to_train_anew(
     page.get_by_label("Give it up, too").check()
     page.get_by_role("button", name="Give up").click()
     expect(page.get_by_role("status").first).to_contain_text(
-        "1 adapter that had learnt from it was given up. 1 example of the others wait"
+        "1 adapter that had learned from it was given up. 1 example of the others wait"
     )
     assert not (box.home.adapters / f"{FIRST}.safetensors").exists()
     assert store.examples.get(other.id).state == "pending"
     assert [entry.action for entry in store.audit.list(2)] == ["examples.forget"] * 2
     page.goto(f"{box.url}/queue/{example.id}")
-    expect(page.locator("main")).to_contain_text("No adapter that is left has learnt from it")
+    expect(page.locator("main")).to_contain_text("No adapter that is left has learned from it")
     page.goto(f"{box.url}/queue/ex_{'0' * 24}")
     expect(page.locator("main")).to_contain_text("There is no example")
 

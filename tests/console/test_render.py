@@ -63,7 +63,7 @@ def test_when() -> None:
     assert ">22 Nov 2026, 20:15 UTC<" in when(1795378500.0, "full")
 
 
-def test_adapters_are_called_by_when_they_were_learnt() -> None:
+def test_adapters_are_called_by_when_they_were_learned() -> None:
     assert "22 Nov, 20:15" in adapter_title("adapter_20261122T201500Z")
     assert adapter_title("adapter_20261122T201500Z-2").endswith(" #2")
     assert adapter_title("grandmas-recipes") == "grandmas-recipes"

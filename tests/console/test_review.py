@@ -54,7 +54,7 @@ def test_decisions_without_scripts(box: Daemon, store: Store, open_page: OpenPag
     page = open_page(box.url + "/review", PHONE, scripts=False)
 
     page.locator(f"#{drafted.id}").get_by_role("button", name="Learn this").click()
-    expect(page.locator(".flash-good")).to_contain_text("learnt in the next run")
+    expect(page.locator(".flash-good")).to_contain_text("learned in the next run")
     now = store.examples.get(drafted.id)
     assert (now.state, now.target, now.note) == ("pending", "Rosa.", "reviewed")
     field = page.locator(f"#{bare.id}").get_by_role("textbox")
@@ -80,7 +80,7 @@ def test_forgetting_asks_first_and_comes_back(box: Daemon, store: Store, open_pa
     page = open_page(box.url + "/review", scripts=False)
     page.locator(f"#{secret.id}").get_by_role("link", name="Forget").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Forget 1 example?")
-    expect(page.locator("main")).to_contain_text("No adapter has learnt from it")
+    expect(page.locator("main")).to_contain_text("No adapter has learned from it")
     page.get_by_role("link", name="Leave as it is").click()
     page.locator(f"#{secret.id}").get_by_role("link", name="Forget").click()
     page.get_by_role("button", name="Forget").click()

@@ -157,7 +157,7 @@ def test_a_thousand_runs_are_turned_in_pages(past: Past, open_page: OpenPage) ->
     expect(rows).to_have_count(25)
     expect(page.locator("#runs")).to_contain_text(f"1\u201325 of {MANY:,}")
     expect(rows.nth(0)).to_contain_text("you asked for it")
-    expect(rows.nth(0)).to_contain_text("Learnt")  # the adapter that came of it
+    expect(rows.nth(0)).to_contain_text("Learned")  # the adapter that came of it
     expect(rows.nth(1)).to_contain_text("attempt 2, took 10 min")
     expect(rows.nth(1)).to_contain_text(f"Rejected. {NASTY}")
     expect(rows.nth(2)).to_contain_text("Failed")
@@ -248,7 +248,7 @@ def test_examples_of_a_run_and_its_log_without_scripts(past: Past, open_page: Op
     items = page.locator(".given > li")
     expect(items).to_have_count(20)
     expect(items.nth(0)).to_contain_text(f"Question 0 about the bin {NASTY}")
-    expect(items.nth(0)).to_contain_text("learnt, automatic")
+    expect(items.nth(0)).to_contain_text("was to be learned, taken out, automatic")
     expect(items.nth(1)).to_contain_text("kept out of training")
     expect(items.nth(2)).to_contain_text("repeated from earlier")
     assert re.fullmatch(r"/queue/ex_\w+", items.nth(0).get_by_role("link").get_attribute("href") or "")
@@ -340,6 +340,16 @@ def test_a_real_run_is_followed_stopped_and_tried_again(
     page.get_by_role("button", name="Train now").click()
     card = page.locator("#going-on")
     expect(card).to_contain_text("Run in progress")
+    # What is done before the first step has a name, and moves.
+    told: list[tuple[str, float]] = []
+    while not (now := box.get("/v1/training/status").json()["run"]) or not now["step"]:
+        if now and (now["doing"], now["fraction"]) not in told:
+            told.append((now["doing"], now["fraction"]))
+        page.wait_for_timeout(100)
+    assert {"Loading the model", "Measuring the model as it is"} <= {doing for doing, _ in told}
+    assert len({fraction for _, fraction in told}) >= 6, told
+    assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
+    expect(card).to_contain_text("Learning")
     expect(page.locator(".run-list > li")).to_have_count(1)
     card.get_by_role("link", name="Watch this run").click()
 
@@ -367,7 +377,12 @@ def test_a_real_run_is_followed_stopped_and_tried_again(
     assert page.evaluate("window.stays")
     course.get_by_role("button", name="Yes, stop it").click()
     expect(page.locator(".flash-good")).to_contain_text("being stopped")
-    expect(course.locator(".chip").first).to_have_text("Cancelled")
+    expect(course.locator(".chip").first).to_have_text("Stopped")
+    expect(course).to_contain_text("A person stopped it. Its examples are in the queue again.")
+    expect(page.locator(".given")).to_contain_text("was to be learned, waits in the queue")
+    expect(page.locator(".given")).not_to_contain_text(re.compile("(?<!to be )learned"))
+    assert "The last run was stopped" in box.get("/runs").text
+    assert "did not succeed" not in box.get("/runs").text
     expect(course.get_by_role("button", name="Retry")).to_be_visible()
     expect(chart).to_be_visible()
     with opened(box.home) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -110,7 +111,11 @@ def test_no_route_answers_without_a_login(owned: Daemon) -> None:
             continue
         for token in ("", "x" * 43):
             response = call(owned, method, path, {**OWN, **ELSEWHERE}, token)
-            to_login = response.status_code == 303 and response.headers["Location"] == "/login"
+            wanted = quote(path if path not in ("/", "/logout") else "", safe="/")
+            login = f"/login?next={wanted}" if wanted else "/login"
+            if path.startswith(("/console/events", "/console/part", "/console/session")):
+                login = "/login"
+            to_login = response.status_code == 303 and response.headers["Location"] == login
             if not (to_login or response.status_code in (401, 405)) or COOKIE in response.cookies:
                 wrong.append(f"{method} {path}: {response.status_code}")
             walked += 1

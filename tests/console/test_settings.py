@@ -117,7 +117,7 @@ def test_wrong_values_are_told_as_they_are_typed(daemon: Daemon, open_page: Open
     weight.fill("0")
     weight.blur()
     said = page.locator("#said-lora-high_weight")
-    expect(said).to_have_text("This must be more than 0.")
+    expect(said).to_have_text("This must be at least 0.01.")
     # And when it is sent all the same; what is right beside it is kept.
     page.get_by_label("Examples for a run").fill("7")
     look(page)

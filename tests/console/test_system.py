@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from browsing import FIRST, NASTY, PHONE, check_sound, give_past, opened
+from browsing import FIRST, NASTY, PHONE, check_sound, confirm, give_past, opened
 from daemons import Daemon, StartDaemon
 from playwright.sync_api import FilePayload, Page, expect
 
@@ -218,7 +218,7 @@ def test_a_backup_is_restored_by_a_restart(
     expect(page.locator(".flash-good")).to_contain_text("is made")
     # What happens afterwards is undone by the restore.
     page.goto(box.url + "/adapters")
-    page.get_by_role("button", name=f"Promote {FIRST}").click()
+    confirm(page, f"Promote… {FIRST}")
     expect(page.locator(".flash-good")).to_contain_text("in service")
     box.home.config.write_text("[console]\nname = 'After'\n[lora]\nenabled = false\n")
     pid = box.pid

@@ -44,7 +44,7 @@ def test_a_stranger_reads_how_and_downloads_it(daemon: Daemon, open_page: OpenPa
     pem = download.value.path().read_bytes()
     assert fingerprint(x509.load_pem_x509_certificate(pem)) == shown
     page.goto(f"{daemon.url}/devices")  # nothing else is open
-    expect(page).to_have_url(f"{daemon.url}/login")
+    expect(page).to_have_url(f"{daemon.url}/login?next=/devices")
 
 
 def test_the_page_is_sound(daemon: Daemon, open_page: OpenPage) -> None:

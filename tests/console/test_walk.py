@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import openai
 import pytest
-from browsing import DESKTOP, PHONE, opened
+from browsing import DESKTOP, PHONE, confirm, opened
 from daemons import Daemon, StartDaemon
 from playwright.sync_api import Page, expect
 
@@ -104,9 +104,9 @@ def test_first_run_to_rollback(start_daemon: StartDaemon, open_page: Callable[..
     exchange.locator(".wrong > summary").click()
     exchange.get_by_label("What should it have said?").fill("Aunt Rosa waters the plants.")
     exchange.get_by_role("button", name="Learn this answer").click()
-    expect(exchange).to_contain_text("will be learnt in the next run")
+    expect(exchange).to_contain_text("will be learned in the next run")
 
-    # It learns, before one's eyes, and what it learnt comes into service by itself.
+    # It learns, before one's eyes, and what it learned comes into service by itself.
     page.goto(box.url)
     page.get_by_role("button", name="Train now").click()
     expect(page.locator("#home")).to_contain_text("Run in progress")
@@ -124,7 +124,7 @@ def test_first_run_to_rollback(start_daemon: StartDaemon, open_page: Callable[..
 
     # And back.
     page.goto(box.url)
-    page.get_by_role("button", name="Roll back").click()
+    confirm(page, "Roll back")
     expect(page.locator(".flash-good")).to_contain_text("the base model is in service")
     assert box.get("/ready").status_code == 200
     with opened(box.home) as store:

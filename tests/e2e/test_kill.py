@@ -15,6 +15,7 @@ from daemons import Daemon, StartDaemon
 
 from appliance.adapters.file import read_adapter
 from appliance.model.bundle import Bundle
+from appliance.sections import HURRY
 from appliance.store import Store
 
 KILLS = int(os.environ.get("SHAMMAH_TEST_KILLS", "5"))
@@ -78,7 +79,10 @@ def check(daemon: Daemon, bundle: Bundle, acknowledged: set[str]) -> None:
 
 
 @pytest.mark.slow
-def test_kill_at_random_points(start_daemon: StartDaemon, bundle: Bundle) -> None:
+def test_kill_at_random_points(
+    start_daemon: StartDaemon, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HURRY, "1")
     chosen = random.Random(20261122)
     daemon = start_daemon(CONFIG)
     acknowledged: set[str] = set()

@@ -109,9 +109,9 @@ def test_the_box_learns_what_it_is_taught(start_daemon: StartDaemon) -> None:
     assert run["id"] in daemon.get("/").text
 
     answers_now = {fact["unseen"][0]: daemon.ask(fact["unseen"][0], store=False) for fact in FACTS}
-    learnt = [fact for fact in FACTS if knows(fact, answers_now[fact["unseen"][0]])]
-    print(f"facts known in unseen wordings: {before}/10 before, {len(learnt)}/10 after")
-    assert len(learnt) >= 8, answers_now
+    learned = [fact for fact in FACTS if knows(fact, answers_now[fact["unseen"][0]])]
+    print(f"facts known in unseen wordings: {before}/10 before, {len(learned)}/10 after")
+    assert len(learned) >= 8, answers_now
     probes = next(check for check in run["report"]["checks"] if "probe" in check["name"])
     assert probes["passed"], probes
     assert daemon.pid == pid

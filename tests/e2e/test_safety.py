@@ -21,6 +21,7 @@ from appliance.backup.archive import backups
 from appliance.cli import cli
 from appliance.home import Home
 from appliance.model.bundle import Bundle
+from appliance.sections import HURRY
 from appliance.store import Store
 from appliance.store.examples import NewExample
 from appliance.store.owner import set_password
@@ -84,6 +85,7 @@ def test_it_backs_itself_up(
     start_daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On schedule, unless nothing has changed; old ones go; a copy elsewhere; a failure is said."""
+    monkeypatch.setenv(HURRY, "1")
     elsewhere = tmp_path / "nas"
     elsewhere.mkdir()
     schedule = f"[backup]\nevery_hours = 0.0003\nkeep = 2\nkeep_weeks = 0\ncopy_to = '{elsewhere}'\n"

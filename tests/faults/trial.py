@@ -26,6 +26,7 @@ from appliance.files import write_atomic
 from appliance.home import Home
 from appliance.learning.batch import read_frozen
 from appliance.model.bundle import Bundle
+from appliance.sections import HURRY
 from appliance.store import Store
 from appliance.store.mirror import queue_line
 from appliance.store.runs import Run
@@ -121,6 +122,7 @@ class Trial:
         self.daemon.output.touch()
         self.arm()
         self.daemon.environment[VARIABLE] = str(self.spec)
+        self.daemon.environment[HURRY] = "1"
 
     @property
     def home(self) -> Home:

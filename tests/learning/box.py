@@ -43,7 +43,6 @@ min_free_memory_mb = 0
 min_free_disk_mb = 0
 max_temperature_c = 149
 min_battery_percent = 0
-retry_minutes = {retry_minutes}
 """
 
 
@@ -98,9 +97,23 @@ async def running(
     text: str = "",
     trainer: Sequence[str] | None = None,
     retry_minutes: float = 5,
+    **hurry: float,
 ) -> AsyncIterator[Box]:
-    """A box on `home`, stopped in the end."""
-    config = parse_config(f"{text}\n{FREE.format(retry_minutes=retry_minutes)}")
+    """A box on `home`, stopped in the end.
+
+    Args:
+        home: where.
+        bundle: what serves.
+        text: its settings.
+        trainer: a program instead of the real one.
+        retry_minutes: its pause.
+        hurry: other pauses, as `lora__batch_timeout_minutes`: shorter than settings may be.
+    """
+    config = parse_config(f"{text}\n{FREE}")
+    for name, pause in {"resources__retry_minutes": retry_minutes, **hurry}.items():
+        section, _, key = name.partition("__")
+        changed = getattr(config, section).model_copy(update={key: pause})
+        config = config.model_copy(update={section: changed})
     # Beside other tests, a modest program would wait for most of its time.
     config = config.model_copy(update={"train": config.train.model_copy(update={"nice": 0})})
     events, seen = EventBus(), list[Event]()

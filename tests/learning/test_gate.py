@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from appliance.adapters.file import AdapterMeta, tensor_key, write_adapter
+from appliance.console.render import apart
 from appliance.learning.batch import freeze_batch
 from appliance.learning.measure import NOTHING, Answer, General, Particular, Taught, select
 from appliance.learning.probes import Probe, generic_text, load_probes
@@ -103,6 +105,62 @@ def test_held_out_answers_must_stay_as_likely() -> None:
     # One that was sure may be a little less so.
     assert after(0.19, 0.19, before=0.1) == set()
     assert after(0.21, 0.21, before=0.1) == {"heldout"}
+
+
+def test_value_limit_and_rule_explain_every_verdict() -> None:
+    """Whatever was measured, the numbers of a row say what its verdict says, and so do its words."""
+    draw = random.Random(11)
+    seen: dict[str, set[bool]] = {}
+    for _ in range(300):
+        count, heldout = draw.choice([0, 1, 2, 3, 9]), draw.choice([1, 2, 3, 12])
+        probes = [tuple(draw.random() < draw.choice([0.5, 0.95]) for _ in range(COUNT)) for _ in range(2)]
+        taught = tuple(Taught(draw.gauss(-2, 1), -2.0, -9.0, -9.0, -5.0) for _ in range(count))
+        words = draw.choice([1, 4, 9, 20])
+        answers = tuple(
+            draw.choice([answer, "", "No. " * 9, "Sorry."])
+            if draw.random() < 0.2
+            else answer * (words // 4 or 1)
+            for answer in ANSWERS
+        )
+        before = replace(BEFORE, heldout=tuple(draw.uniform(0.1, 3) for _ in range(heldout)), taught=taught)
+        after = replace(BATCH, heldout=tuple(loss * draw.uniform(0.9, 1.6) for loss in before.heldout))
+        after = replace(after, taught=taught, earlier=tuple(draw.random() < 0.7 for _ in range(count)))
+        before = replace(before, earlier=tuple(draw.random() < 0.9 for _ in range(count)))
+        judged = Judged(
+            GENERAL,
+            replace(GENERAL, probes=probes[0]),
+            General(20.0 * draw.choice([0.9, 1.1499, 1.1501, 2.0]), probes[1], answers, (1, 2)),
+            before,
+            after,
+        )
+        for check in verdicts(judged, LIMITS, "base"):
+            seen.setdefault(check.name, set()).add(check.passed)
+            assert check.detail
+            if check.limit is None:
+                assert check.passed, check
+                assert "alone" in check.detail or check.name == "length", check
+                continue
+            assert check.measured is not None
+            kept = check.measured <= check.limit if check.bound == "most" else check.measured >= check.limit
+            assert kept == check.passed, check
+            told = apart(asdict(check))
+            assert (told[0] == told[1]) == (check.measured == check.limit)
+    assert {name for name, both in seen.items() if len(both) == 2} >= {
+        *("perplexity", "probes", "heldout", "taught", "earlier", "empty", "length")
+    }
+
+
+def test_a_rise_that_may_be_chance_names_the_limit_that_decided() -> None:
+    reference = replace(BEFORE, heldout=(0.5, 0.7, 0.9))
+    candidate = replace(BATCH, heldout=(0.52, 0.71, 1.4))
+    judged = replace(SAME, reference_batch=reference, candidate_batch=candidate)
+    check = next(check for check in verdicts(judged, LIMITS, "base") if check.name == "heldout")
+    assert check.passed
+    assert check.measured == pytest.approx(0.8767, abs=1e-4)
+    assert check.limit is not None
+    assert check.limit > check.measured > 0.8  # 0.8 is what the setting alone would allow
+    assert "by a t test over 3 answers" in check.detail
+    assert "surely above 10" in check.detail
 
 
 def test_corrections_must_be_preferred() -> None:

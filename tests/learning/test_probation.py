@@ -19,6 +19,7 @@ from appliance.home import Home
 from appliance.learning.probation import Probation, load_probation, save_probation
 from appliance.learning.retry import load_retry
 from appliance.model.bundle import Bundle
+from appliance.sections import HURRY
 from appliance.store.runs import Run
 
 from .box import Box, add, answered, everywhere, make_adapter, put, rate, running
@@ -205,8 +206,11 @@ async def gated(box: Box, home: Home) -> Probation:
 
 
 @pytest.mark.slow
-async def test_one_that_stands_the_probation_has_proved_itself(home: Home, bundle: Bundle) -> None:
-    async with running(home, bundle, OFF + "[gate]\nprobation_minutes = 0.05\n") as box:
+async def test_one_that_stands_the_probation_has_proved_itself(
+    home: Home, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HURRY, "1")  # the gate's program reads the limits, too
+    async with running(home, bundle, OFF, gate__probation_minutes=0.05) as box:
         await gated(box, home)
         asked = box.engine.stats().requests
         await box.until(lambda: box.named("adapter.proved"), 120)

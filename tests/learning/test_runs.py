@@ -120,14 +120,16 @@ async def test_a_rejected_batch_is_tried_again_with_other_settings_then_parked(
         ("os.kill(os.getpid(), 9)", "", "killed by SIGKILL"),  # each time it is started again
         ("", "", "without writing an adapter"),
         ("open(args['--out'], 'w').write('junk')", "", "no usable adapter|cut off or damaged"),
-        ("time.sleep(60)", "[train]\ntime_limit_minutes = 0.02", "the limit"),
+        ("time.sleep(60)", "hurry", "the limit"),
         ("x = bytearray(1_200_000_000); time.sleep(60)", "[train]\nmemory_limit_mb = 1024", "1024 MB"),
     ],
 )
 async def test_a_trainer_that_fails_gives_its_examples_back(
     home: Home, bundle: Bundle, tmp_path: Path, rest: str, config: str, reason: str
 ) -> None:
-    async with running(home, bundle, QUICK + config, trainer(tmp_path, rest)) as box:
+    hurry = {"train__time_limit_minutes": 0.02} if config == "hurry" else {}
+    config = "" if hurry else config
+    async with running(home, bundle, QUICK + config, trainer(tmp_path, rest), **hurry) as box:
         given = fill(box.store)
         run = await first(box)
         assert run.state == "failed"
@@ -251,8 +253,8 @@ async def test_a_switch_by_a_person_during_the_run_wins(home: Home, bundle: Bund
 
 
 async def test_the_timeout_trains_a_partial_batch(home: Home, bundle: Bundle, tmp_path: Path) -> None:
-    config = "[lora]\nauto_train_threshold = 100\nbatch_timeout_minutes = 0.05\n"
-    async with running(home, bundle, config, trainer(tmp_path, "sys.exit(3)")) as box:
+    config, program = "[lora]\nauto_train_threshold = 100\n", trainer(tmp_path, "sys.exit(3)")
+    async with running(home, bundle, config, program, lora__batch_timeout_minutes=0.05) as box:
         fill(box.store, 1)
         assert box.learning.status().timeout_at is not None
         run = await first(box)
@@ -267,8 +269,8 @@ async def test_timeouts_missed_while_the_box_was_off_make_one_run(
     given = fill(store, 3)
     store.close()
     await asyncio.sleep(0.5)
-    config = "[lora]\nauto_train_threshold = 100\nbatch_timeout_minutes = 0.001\n"
-    async with running(home, bundle, config, writes(tmp_path, bundle, 1e-4)) as box:
+    config, program = "[lora]\nauto_train_threshold = 100\n", writes(tmp_path, bundle, 1e-4)
+    async with running(home, bundle, config, program, lora__batch_timeout_minutes=0.001) as box:
         run = await first(box)
         assert (run.trigger, run.examples, run.state) == ("timeout", 3, "promoted")
         assert ids(box.store, "used") == given

@@ -368,10 +368,11 @@ def test_it_teaches_and_the_rejected_answer_gains_nothing(
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert (tmp_path / "metrics.jsonl").read_text() == done.stdout
-    start = events[0]
+    start = next(event for event in events if event["event"] == "start")
     assert (start["event"], start["examples"]) == ("start", 2)
     assert start["tokens"] > start["rehearsal"] > 0
-    assert [event["step"] for event in events[1:-1]] == list(range(1, events[0]["steps"] + 1))
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert steps == list(range(1, start["steps"] + 1))
     assert events[-1]["event"] == "done"
     assert events[-1]["heldout_before"] is not None
     assert events[-1]["text_rise"] <= TrainConfig().max_text_rise

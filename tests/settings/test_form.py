@@ -175,7 +175,8 @@ def test_limits_are_those_of_the_model(key: Key) -> None:
         if limit is None:
             continue
         assert key.kind in ("whole", "number")
-        for value, refused in ((limit, outside), (limit + away, True), (limit - away, False)):
+        inside = key.none_or if key.none_or and limit == key.least else limit - away
+        for value, refused in ((limit, outside), (limit + away, True), (inside, False)):
             try:
                 apply({}, {key.name: as_text(float(value))})
             except InvalidSettings as error:

@@ -136,7 +136,7 @@ class WithRules(Config):
 def test_rules_over_several_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(typed, "Config", WithRules)
     assert problems({"lora.medium_weight": "11"}) == {"lora.medium_weight": "More than high."}
-    assert problems({"lora.normal_weight": "11"}) == {"lora": "Value error, the weights are out of order."}
+    assert problems({"lora.normal_weight": "11"}) == {"lora": "The weights are out of order."}
     assert problems({"model.default_max_tokens": "9000"}) == {"": "Too much for the slots."}
     # Both fine by themselves, and fine together: rules see all the changes at once.
     assert apply({}, {"lora.medium_weight": "11", "lora.high_weight": "12"}).lora.high_weight == 12

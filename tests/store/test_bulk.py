@@ -48,7 +48,7 @@ def test_only_what_waits_is_changed(store: Store, new: New, by: str, act: str) -
     changed = (
         store.bulk.exclude(which, "by the owner") if act == "exclude" else store.bulk.set_weight(which, 7)
     )
-    left = {"held by a run": 1, "learnt already": 1, "superseded": 1, "excluded already": 1}
+    left = {"held by a run": 1, "learned already": 1, "superseded": 1, "excluded already": 1}
     assert changed == Changed(3, left | ({"unknown": 1} if by == "ids" else {}))
     for state, example in before.items():
         now = store.examples.get(example.id)
@@ -133,7 +133,7 @@ def test_what_was_taken_out_comes_back(store: Store, new: New) -> None:
         tx.execute("UPDATE examples SET superseded_by = ? WHERE id = ?", (plain.id, replaced.id))
     waiting, used = store.examples.add(new("waiting")), store.examples.add(new("used", state="used"))
     changed = store.bulk.put_back(Filter())
-    assert changed == Changed(4, {REPLACED: 2, "in the queue already": 1, "learnt already": 1})
+    assert changed == Changed(4, {REPLACED: 2, "in the queue already": 1, "learned already": 1})
     states = {example.query: (example.state, example.note) for example in store.browse.each()}
     assert states == {
         "plain": ("pending", None),

@@ -1,18 +1,17 @@
 // What the playground's pages share: reading an answer as it comes, times in a list to choose from.
 
+import { logIn } from "./session.js";
+
 export const LOST = "The connection to the box was lost. Check that it is on, then send again.";
-export const LOGGED_OUT = "Your session has ended. Log in again in another tab, then send this once more.";
+const LOGGED_OUT = "Your session has ended. Log in, then send this once more.";
 
 /** The events of an answer to a form: `{name, data}`. */
 export async function* post(address, fields, signal) {
-  const response = await fetch(address, {
-    method: "POST",
-    headers: { Accept: "text/event-stream" },
-    body: fields,
-    signal,
-  });
+  const options = { method: "POST", headers: { Accept: "text/event-stream", "HX-Request": "true" }, body: fields, signal };
+  let response = await fetch(address, options);
+  if (response.status === 401 && (await logIn())) response = await fetch(address, options);
   if (!response.headers.get("content-type")?.startsWith("text/event-stream")) {
-    yield { name: "problem", data: { message: response.redirected ? LOGGED_OUT : LOST } };
+    yield { name: "problem", data: { message: response.status === 401 ? LOGGED_OUT : LOST } };
     return;
   }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -41,10 +40,10 @@ export function address(form, path, first) {
   return `${path}?${query}`;
 }
 
-const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const moment = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
 
 for (const option of document.querySelectorAll("option")) {
-  const [, utc] = /Learnt (.* UTC)/.exec(option.textContent) ?? [];
+  const [, utc] = /Learned (.* UTC)/.exec(option.textContent) ?? [];
   const made = /adapter_(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)/.exec(option.dataset.adapter ?? "");
   if (!utc || !made) continue;
   const [, year, month, day, hour, minute] = made.map(Number);

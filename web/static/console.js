@@ -1,10 +1,26 @@
 // Small comforts for pages that work without any script: times in the viewer's zone, buttons that
 // show they were pressed. Live parts are htmx attributes in the templates.
 
+import { onReturn } from "./reach.js";
+import { refresh } from "./session.js";
+
+onReturn(refresh);
+
 const RELATIVE_EVERY = 30_000;
-const short = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
-const seconds = new Intl.DateTimeFormat(undefined, { day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+// One format, in the language of the viewer, with as much of it as a place needs.
+const DAY = { day: "numeric", month: "short" };
+const TIME = { hour: "numeric", minute: "2-digit" };
+const format = (options) => new Intl.DateTimeFormat(undefined, options);
+const short = format({ ...DAY, ...TIME });
+const seconds = format({ ...DAY, ...TIME, second: "2-digit" });
+const full = format({ ...DAY, year: "numeric", ...TIME });
+const day = format(DAY);
+const utcDay = format({ ...DAY, timeZone: "UTC" });
+const thisYear = (moment) => moment.getFullYear() === new Date().getFullYear();
+
+// So that the box counts days as the viewer does.
+const zone = new Intl.DateTimeFormat().resolvedOptions().timeZone;
+if (zone) document.cookie = `shammah-zone=${encodeURIComponent(zone)}; path=/; max-age=31536000; samesite=strict`;
 
 function span(seconds) {
   const minutes = Math.floor(seconds / 60);
@@ -22,12 +38,19 @@ function ago(moment) {
   return away < 0 ? `${span(-away)} ago` : `in ${span(away)}`;
 }
 
-const styles = { ago, exact: (moment) => seconds.format(moment), short: (moment) => short.format(moment), full: (moment) => exact.format(moment) };
+const styles = {
+  ago,
+  exact: (moment) => seconds.format(moment),
+  short: (moment) => (thisYear(moment) ? short : full).format(moment),
+  full: (moment) => full.format(moment),
+  day: (moment) => day.format(moment),
+  "utc-day": (moment) => utcDay.format(moment),
+};
 
 function showTimes(root = document) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const moment = new Date(time.dateTime);
-    time.title = exact.format(moment);
+    time.title = full.format(moment);
     time.textContent = styles[time.dataset.style](moment);
   }
 }
@@ -59,9 +82,4 @@ window.addEventListener("pageshow", (event) => {
     button.disabled = false;
     button.removeAttribute("aria-busy");
   }
-});
-
-// The live connection may outlast the login: then the page has nothing more to show.
-document.addEventListener("htmx:sse:error", (event) => {
-  if (event.detail?.status === 401) location.assign("/login");
 });

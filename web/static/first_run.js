@@ -20,6 +20,17 @@ async function* deltas(body) {
   }
 }
 
+// Whether it is a device's key at all: on the box itself the API would answer without one, too.
+async function check(form) {
+  const response = await fetch("/setup/key/check", {
+    method: "POST",
+    headers: { "HX-Request": "true" },
+    body: new URLSearchParams({ key: form.elements.key.value }),
+  });
+  if (!response.ok) throw new Error(await response.text());
+  return response.text();
+}
+
 async function ask(key, question, answer) {
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
@@ -53,7 +64,14 @@ form?.addEventListener("submit", async (event) => {
   const answer = place.querySelector(".answer");
   button.disabled = true;
   try {
+    const device = await check(form);
     await ask(key.value.trim(), question.value, answer);
+    const told = document.createElement("p");
+    told.className = "rated";
+    told.dir = "auto";
+    told.setAttribute("role", "status");
+    told.textContent = `The key works: the box was asked as ${device}.`;
+    place.append(told);
     const done = document.querySelector("#try-done");
     done.textContent = "Done";
     done.classList.add("primary");

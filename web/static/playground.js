@@ -77,7 +77,10 @@ async function ask(question, fields, before) {
   }
   // The conversation is where it was: nothing that was written is lost.
   if (before) before.hidden = false;
-  else box.value ||= question;
+  else if (!box.value) {
+    box.value = question;
+    box.dispatchEvent(new Event("input", { bubbles: true })); // typed, as far as keeping it goes
+  }
   if (end.name === "problem") complain(end.data.message);
   if (text || (end.name === "stopped" && !before)) {
     answer.textContent = `${text}${text ? " … " : ""}${end.name === "stopped" ? "(stopped)" : "(cut off)"}`;

@@ -138,7 +138,7 @@ class OrtLearner:
         self._session.restore(state["session"].tobytes())
 
     def _begin(self, adapter: Mapping[str, Matrix]) -> None:
-        """Start from this adapter, with nothing learnt yet."""
+        """Start from this adapter, with nothing learned yet."""
         self._start, self._opened = dict(adapter), None
 
     @property

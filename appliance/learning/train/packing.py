@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-ROW_TOKENS = 512  # of a row when nothing is learnt from it
+ROW_TOKENS = 512  # of a row when nothing is learned from it
 
 
 def groups(sequences: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

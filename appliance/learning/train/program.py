@@ -72,6 +72,7 @@ def train(build: Build, arguments: argparse.Namespace, tell: Callable[[dict[str,
     if not any(example.split != "heldout" for example in examples):
         raise ValueError("There is no example to train on.")
     tokenizer = Tokenizer(bundle)
+    tell({"event": "stage", "stage": "loading"})
     learner = build(settings, threads, *load_checkpoint(bundle), common_prefix(tokenizer))
     parent = Path(arguments.parent) if arguments.parent else None
     if parent is not None:

@@ -40,11 +40,12 @@ DRAWN_FOR = 20
 JUDGED = (12, 36)
 STEPS = 300  # in fewer, little is learned; unless a step had fewer tokens than
 SMALL_STEP = 64
-GROUP_TOKENS = 128  # a forward pass when nothing is learnt from it
+GROUP_TOKENS = 128  # a forward pass when nothing is learned from it
 CHECKS = 6  # parts of a run, after each of which the held-out slice is looked at
 PATIENCE = 2  # checks in a row that may be much worse than the one before; then the run is lost
 LEAST_HELDOUT = 8  # examples that can tell
 WORSE = 0.1  # nats a token; less is common while the learning rate is high, and mends itself
+TOLD = 20  # times at most that the trainer tells how far a stage without steps is
 SCALES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 HELDOUT = "heldout"
@@ -78,6 +79,7 @@ class Training:
         goes_on: bool = False,
     ) -> None:
         """`goes_on`: the learner has learned the replayed examples before."""
+        self._stage, self._of, self._done = "", 0, 0
         self._replayed = REPLAYED if goes_on else 1.0
         self._learner = learner
         self._tokenizer = tokenizer
@@ -114,14 +116,29 @@ class Training:
         self._report({"event": "start", **start})
         if self._settings.anchor_weight:
             self._learner.anchor(self._ordinary, self._settings.anchor_weight)
+        compared = sum(1 for visit in dict.fromkeys(visits) if visit.keep or visit.push is not None)
+        self._begin("measuring", len(self._judge) + len(self._heldout) + compared)
         self._learner.prepare([*(visit.tokens for visit in visits), *self._judge, *self._heldout])
         with self._learner.base():
             text_before = self._loss(self._judge)
         before = self._heldout_loss()
         reference = self._references(visits)
         self._optimise(plan, reference, math.sqrt(step / self._settings.batch_tokens))
+        self._begin("closing", 2 * len(self._judge) + len(self._heldout))
         scale, rise = self._settle(text_before)
         return Outcome(before, self._heldout_loss(), rise, scale)
+
+    def _begin(self, stage: str, of: int) -> None:
+        """What is done now takes long without a step: so many sequences are judged."""
+        self._stage, self._of, self._done = stage, of, 0
+        self._report({"event": "stage", "stage": stage, "done": 0, "of": of})
+
+    def _judged(self, count: int) -> None:
+        """Tell that, now and then."""
+        before, self._done = self._done, self._done + count
+        if self._stage and TOLD * before // max(self._of, 1) != TOLD * self._done // max(self._of, 1):
+            done = min(self._done, self._of)
+            self._report({"event": "stage", "stage": self._stage, "done": done, "of": self._of})
 
     def _tokens(self, example: Example) -> Tokens:
         limit = self._settings.max_tokens
@@ -161,6 +178,7 @@ class Training:
     def _remember(self, visits: Sequence[Visit], out: Shelf[Visit]) -> None:
         for group in self._groups(visits):
             judged = self._learner.judge([visit.tokens for visit in group])
+            self._judged(len(group))
             for visit, found in zip(group, judged, strict=True):
                 out.put(visit, found.hidden if visit.push is None else found.logp[visit.push :])
 
@@ -174,6 +192,7 @@ class Training:
         unit = sum(visit.weight for step in plan for visit in step if visit.push is None) / len(plan) or 1.0
         every = max(1, len(plan) // CHECKS)
         done, checks = self._resume(plan)
+        self._stage = ""  # from here on the steps tell how far it is
         for number, step in enumerate(plan[done:], done + 1):
             began = time.perf_counter()
             terms = step_terms(
@@ -255,6 +274,7 @@ class Training:
             for found in self._learner.judge([visit.tokens for visit in group]):
                 total -= float(found.logp.sum(dtype=float))
                 count += len(found.logp)
+            self._judged(len(group))
         return total / count if count else 0.0
 
 
