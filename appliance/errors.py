@@ -115,6 +115,20 @@ class RateLimited(Busy):
         self.retry_after = retry_after
 
 
+class FeedbackLimit(Busy):
+    """A device has given as much feedback as it may for now; nothing was stored."""
+
+    code = "feedback_limit_exceeded"
+    retry_after = 3600
+
+
+class TooLarge(InvalidRequest):
+    """More than may be sent at once, whatever was sent before."""
+
+    status = 413
+    code = "too_large"
+
+
 class Unavailable(ShammahError):
     """A part of the box is not ready or failed; nothing is wrong with the request."""
 

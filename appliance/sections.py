@@ -68,6 +68,13 @@ class ServerConfig(Section):
         description="How log lines look: `text` for people, `json` for programs, `journal` for journald; "
         "`auto` is `journal` when it is journald that reads them, else `text`.",
     )
+    device_requests_per_minute: AtUse[int] = Field(
+        120,
+        ge=0,
+        le=6000,
+        description="Requests that a device may send in a minute when its key says nothing else (reading "
+        "costs nothing); 0: any number.",
+    )
     metrics: AtUse[Literal["local", "key", "open"]] = Field(
         "key",
         description="Who may read `/metrics`: `local` this machine and the owner, `key` also who has a "
@@ -422,6 +429,15 @@ class CollectConfig(Section):
 
     enabled: AtUse[bool] = Field(True, description="Store every query and response as an example.")
     max_chars: AtUse[int] = Field(32768, ge=256, description="Longer exchanges are not collected.")
+    feedback_daily: AtUse[int] = Field(
+        500, ge=0, description="Feedback that one device may give in 24 hours; beyond that the answer is 429."
+    )
+    feedback_daily_mb: AtUse[Positive] = Field(
+        5, description="How much that may be in all, in MB. The owner may give any amount."
+    )
+    feedback_waiting_mb: AtUse[Positive] = Field(
+        20, description="Feedback of one device that may wait to be learned or looked at, in MB."
+    )
     mask_private: AtUse[bool] = Field(
         True,
         description="Automatic examples: mask card numbers, IBANs, e-mail addresses, phone numbers, keys.",
