@@ -38,7 +38,7 @@ async def chat(request: Request) -> HTTPResponse | None:
     def done() -> None:
         messages = [message.plain() for message in body.messages]
         with_tools = any(message.with_tools for message in body.messages)
-        collect(request, body, answer, messages, with_tools)
+        collect(request, body, answer, messages, with_tools, body.forced)
 
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
