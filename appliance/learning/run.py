@@ -317,7 +317,10 @@ class Runner:
     def _select(self, run: Run) -> Selection:
         """Decide what the run trains on, and store what it leaves out and why."""
         train = self._config.train
-        if disputed := self._store.examples.set_disputes_aside(run.id, DISPUTED):
+        with self._store.transaction():
+            disputed = self._store.examples.set_disputes_aside(run.id, DISPUTED)
+            self._store.runs.update(run.id, examples=run.examples - disputed)
+        if disputed:
             logger.info("%s leaves %d examples to a person: others were taught otherwise", run.id, disputed)
         selection = select(
             self._store.examples.held(run.id),

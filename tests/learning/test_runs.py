@@ -21,6 +21,7 @@ import pytest
 from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
 from appliance.home import Home
 from appliance.learning import run as run_module
+from appliance.learning.critique import accept_review
 from appliance.learning.retry import GENTLER, load_retry
 from appliance.model.bundle import Bundle
 from appliance.store import Store
@@ -175,6 +176,25 @@ async def test_a_draft_is_not_trained_whoever_asks(home: Home, bundle: Bundle, t
         assert run.examples == 1
         assert [example.id for example in box.store.examples.of_run(run.id)] == [plain.id]
         assert box.store.examples.review_count() == 2
+
+
+async def test_a_run_leaves_a_dispute_of_two_devices_to_a_person(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    async with running(home, bundle, OFF, trainer(tmp_path, "time.sleep(60)")) as box:
+        hers, his = (
+            add(box.store, "Bins?", "Friday.", kind="correction", target=day, giver=who, device=who)
+            for who, day in (("dev_a", "Monday."), ("dev_b", "Tuesday."))
+        )
+        run = await box.start_run()
+        await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
+        assert [example.id for example in box.store.examples.review()] == [his.id]
+        assert ids(box.store, "training") == {hers.id}
+        assert box.store.runs.get(run.id).examples == 1
+        box.learning.cancel()
+        await first(box)
+        accept_review(box.store, his.id)
+        assert ids(box.store, "pending") == {his.id}, "what the owner says replaces the other"
 
 
 async def test_cancelling_gives_back_and_pauses(home: Home, bundle: Bundle, tmp_path: Path) -> None:
