@@ -251,9 +251,8 @@ class Drafts:
                 loop.call_soon_threadsafe(self._begin, event.data["id"])
 
         self._remove = self._parts.events.listen(listen)
-        for example in self._parts.store.examples.list("review", limit=100):
-            if example.target is None and example.note is None:
-                self._begin(example.id)
+        for example in self._parts.store.examples.undrafted():
+            self._begin(example.id)
 
     def stop(self) -> None:
         """Leave the rest for the next start."""

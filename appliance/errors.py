@@ -38,7 +38,7 @@ class InvalidRequest(ShammahError):
 
 
 class TooLarge(InvalidRequest):
-    """A body is larger than what it could mean."""
+    """A body is larger than what it could mean, or than its sender may send at all."""
 
     status = 413
     code = "request_too_large"
@@ -127,6 +127,13 @@ class RateLimited(Busy):
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class FeedbackLimit(Busy):
+    """A device has given as much feedback as it may for now; nothing was stored."""
+
+    code = "feedback_limit_exceeded"
+    retry_after = 3600
 
 
 class Unavailable(ShammahError):

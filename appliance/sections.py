@@ -33,6 +33,7 @@ def _least(pause: float) -> float:
     return 1e-9 if os.environ.get(HURRY) else pause
 
 
+Megabytes = Annotated[float, Field(ge=0.01, le=100_000)]
 Pause = Annotated[float, Field(ge=_least(1), le=525_600)]
 """Minutes, up to a year. With less than one the box would do nothing else."""
 Weight = Annotated[float, Field(ge=0.01, le=100)]
@@ -111,6 +112,13 @@ class ServerConfig(Section):
         "auto",
         description="How log lines look: `text` for people, `json` for programs, `journal` for journald; "
         "`auto` is `journal` when it is journald that reads them, else `text`.",
+    )
+    device_requests_per_minute: AtUse[int] = Field(
+        120,
+        ge=0,
+        le=6000,
+        description="Requests that a device may send in a minute when its key says nothing else (reading "
+        "costs nothing); 0: any number.",
     )
     metrics: AtUse[Literal["local", "key", "open"]] = Field(
         "key",
@@ -487,6 +495,15 @@ class CollectConfig(Section):
     enabled: AtUse[bool] = Field(True, description="Store every query and response as an example.")
     max_chars: AtUse[int] = Field(
         32768, ge=256, le=10_000_000, description="Longer exchanges are not collected."
+    )
+    feedback_daily: AtUse[int] = Field(
+        500, ge=0, description="Feedback that one device may give in 24 hours; beyond that the answer is 429."
+    )
+    feedback_daily_mb: AtUse[Megabytes] = Field(
+        5, description="How much that may be in all, in MB. The owner may give any amount."
+    )
+    feedback_waiting_mb: AtUse[Megabytes] = Field(
+        20, description="Feedback of one device that may wait to be learned or looked at, in MB."
     )
     mask_private: AtUse[bool] = Field(
         True,

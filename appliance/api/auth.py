@@ -110,7 +110,8 @@ def _limit(request: Request, device: Device) -> None:
     """Looking something up costs nothing; what has the box think or write does."""
     if request.method == "POST":
         try:
-            request.app.ctx.limits.take(device)
+            default = request.app.ctx.config.server.device_requests_per_minute
+            request.app.ctx.limits.take(device, default=default)
             request.ctx.counted = True
         except RateLimited:
             request.app.ctx.meter.refused(device)

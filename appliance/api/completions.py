@@ -41,7 +41,7 @@ async def chat(request: Request) -> HTTPResponse | None:
     def done() -> None:
         messages = [message.plain() for message in body.messages]
         with_tools = any(message.with_tools for message in body.messages)
-        collect(request, body, answer, messages, with_tools)
+        collect(request, body, answer, messages, with_tools, body.forced)
 
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -65,7 +65,7 @@ async def chat(request: Request) -> HTTPResponse | None:
 
 @blueprint.post("/completions")
 async def complete(request: Request) -> HTTPResponse | None:
-    """Continue a text. Not learnt from: there is no question and no answer in it."""
+    """Continue a text. Not learned from: there is no question and no answer in it."""
     body = await parse(request, CompletionBody)
     tokenizer = request.app.ctx.tokenizer
     prompt = await asyncio.to_thread(tokenizer.encode_prompt, body.prompt)

@@ -148,6 +148,7 @@ def collect(
     answer: Answer,
     messages: list[dict[str, Any]] | None,
     with_tools: bool = False,
+    forced: bool = False,
 ) -> None:
     """Hand the first choice, complete, to the collector; costs no waiting.
 
@@ -157,6 +158,7 @@ def collect(
         answer: what it got.
         messages: the conversation; None for a plain completion.
         with_tools: whether tools were called earlier in it.
+        forced: whether the answer had to have a form.
     """
     choice = answer.choices[0]
     assert choice.finish_reason is not None
@@ -177,6 +179,8 @@ def collect(
             store=_collected(request, body) and (device is None or device.collect) and bool(users),
             internal=False,
             with_tools=with_tools or bool(choice.calls),
+            task=body.task,
+            forced=forced,
         )
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic import json as json_response
@@ -12,6 +11,7 @@ from sanic import json as json_response
 from appliance.api.auth import device_of, require_owner
 from appliance.api.errors import parse
 from appliance.api.schemas import FeedbackBody, PinBody, PromoteBody
+from appliance.api.views import adapter_for, pending_for, run_for, status_for
 from appliance.errors import InvalidRequest
 from appliance.learning.feedback import Feedback, give_feedback
 from appliance.learning.forget import Wish
@@ -28,7 +28,9 @@ async def feedback(request: Request) -> HTTPResponse:
     ctx = request.app.ctx
     device = device_of(request)
     given = Feedback(
-        **body.model_dump() | {"weight": body.weight or "normal"}, device=device.id if device else None
+        **body.model_dump() | {"weight": body.weight or "normal"},
+        device=device.id if device else None,
+        teaches=device is not None and device.teach,
     )
     example = await asyncio.to_thread(
         give_feedback, ctx.store, ctx.config, given, collector=ctx.collector, events=ctx.events
@@ -41,7 +43,7 @@ async def feedback(request: Request) -> HTTPResponse:
             "kind": example.kind,
             "state": example.state,
             "weight": example.weight,
-            "pending": await asyncio.to_thread(ctx.store.examples.count, "pending"),
+            "pending": await asyncio.to_thread(pending_for, device, ctx.store),
         }
     )
 
@@ -49,8 +51,10 @@ async def feedback(request: Request) -> HTTPResponse:
 @blueprint.get("/training/status")
 async def status(request: Request) -> HTTPResponse:
     """Queue, present run, last run."""
-    found = await asyncio.to_thread(request.app.ctx.learning.status)
-    return json_response({"object": "training.status", **asdict(found)})
+    ctx, device = request.app.ctx, device_of(request)
+    timeout = ctx.config.lora.batch_timeout_minutes * 60
+    shown = await asyncio.to_thread(lambda: status_for(device, ctx.learning.status(), ctx.store, timeout))
+    return json_response({"object": "training.status", **shown})
 
 
 @blueprint.post("/training/run")
@@ -72,8 +76,9 @@ async def cancel(request: Request) -> HTTPResponse:
 @blueprint.get("/training/runs/<run_id:str>")
 async def get_run(request: Request, run_id: str) -> HTTPResponse:
     """One run with its report."""
-    found = await asyncio.to_thread(request.app.ctx.store.runs.get, run_id)
-    return json_response({"object": "training.run", **asdict(found)})
+    store, device = request.app.ctx.store, device_of(request)
+    shown = await asyncio.to_thread(lambda: run_for(device, store.runs.get(run_id), store))
+    return json_response({"object": "training.run", **shown})
 
 
 @blueprint.delete("/training/examples/<example_id:str>")
@@ -114,7 +119,8 @@ async def list_adapters(request: Request) -> HTTPResponse:
     rows = await asyncio.to_thread(store.adapters.list)
     pinned = await asyncio.to_thread(load_pin, store.settings) is not None
     serving = request.app.ctx.engine.adapter
-    data: list[dict[str, Any]] = [{**asdict(row), "in_service": row.name == serving} for row in rows]
+    device = device_of(request)
+    data = [{**adapter_for(device, row), "in_service": row.name == serving} for row in rows]
     return json_response({"object": "list", "current": serving, "pinned": pinned, "data": data})
 
 

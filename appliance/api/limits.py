@@ -37,22 +37,24 @@ class _Bucket:
 
 
 class Limits:
-    """The buckets of all devices that have a limit. Not thread-safe: it lives in the event loop."""
+    """The buckets of all devices that are limited. Not thread-safe: it lives in the event loop."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, _Bucket] = {}
 
-    def take(self, device: Device, now: float | None = None) -> None:
+    def take(self, device: Device, now: float | None = None, *, default: int = 0) -> None:
         """Let a request of the device pass, or not.
 
         Args:
             device: as the store has it now; a changed limit holds at once.
             now: seconds on a clock that does not jump; None for the present.
+            default: requests a minute for a device that has no limit of its own; 0 for any number.
 
         Raises:
             RateLimited: it has to wait; refused requests cost it nothing.
         """
-        if device.rate is None:
+        rate = device.rate or default
+        if not rate:
             self._buckets.pop(device.id, None)
             return
         now = time.monotonic() if now is None else now
@@ -60,11 +62,11 @@ class Limits:
         bucket.seconds = min(_FULL, bucket.seconds + now - bucket.at)
         bucket.returns = min(_RETURNED * _FULL, bucket.returns + _RETURNED * (now - bucket.at))
         bucket.at = now
-        cost = _FULL / device.rate
+        cost = _FULL / rate
         if (missing := cost - bucket.seconds) > _CLOSE:
             wait = math.ceil(missing - _CLOSE)
             raise RateLimited(
-                f"{device.name!r} may send {device.rate} requests a minute; try again in {wait} s. "
+                f"{device.name!r} may send {rate} requests a minute; try again in {wait} s. "
                 "The owner can change this limit.",
                 retry_after=wait,
             )

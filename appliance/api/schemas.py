@@ -88,6 +88,15 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     user: str | None = None
     store: bool | None = Field(None, description="false: this exchange is not collected for learning.")
+    metadata: Any = Field(
+        None, description="A `task` in it that front ends set for themselves: not collected."
+    )
+
+    @property
+    def task(self) -> str:
+        """What a front end says it asks this for; empty when it says nothing."""
+        named = self.metadata.get("task") if isinstance(self.metadata, dict) else None
+        return named[:100] if isinstance(named, str) else ""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -175,6 +184,12 @@ class ChatBody(GenerationBody):
     )
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call an answer.")
+
+    @property
+    def forced(self) -> bool:
+        """Whether the answer must have a form: JSON, or the call of a tool."""
+        formatted = self.response_format is not None and self.response_format.schema_of_answer is not None
+        return formatted or self.tool_choice not in (None, "auto", "none")
 
     @property
     def opening(self) -> str:

@@ -86,7 +86,7 @@ def list_keys(as_json: bool) -> None:
         print_json([asdict(device) for device in found])
         return
     print_table(
-        ["id", "name", "created", "last seen", "collect", "a minute", "models", "revoked"],
+        ["id", "name", "created", "last seen", "collect", "teaches", "a minute", "models", "revoked"],
         (
             [
                 d.id,
@@ -94,7 +94,8 @@ def list_keys(as_json: bool) -> None:
                 moment(d.created),
                 moment(d.last_seen),
                 d.collect,
-                d.rate or "any",
+                d.teach,
+                d.rate or "usual",
                 "all" if d.models is None else ", ".join(d.models),
                 d.revoked,
             ]
@@ -114,7 +115,7 @@ Examples:
 )
 @click.argument("device", type=WORDS)
 @click.option("--rate", type=int, help="Requests it may send in a minute.")
-@click.option("--any-rate", is_flag=True, help="As many as it likes.")
+@click.option("--any-rate", is_flag=True, help="As many as any device: server.device_requests_per_minute.")
 @click.option(
     "models",
     "--model",
@@ -141,9 +142,38 @@ def limit_key(
         )
         detail = {"device": changed.id, "name": changed.name, "rate": changed.rate, "models": changed.models}
         store.audit.add("owner", "key.limited", detail)
-    often = f"{changed.rate} requests a minute" if changed.rate else "any number of requests"
+    usual = "any number of requests that server.device_requests_per_minute allows"
+    often = f"{changed.rate} requests a minute" if changed.rate else usual
     which = "all models" if changed.models is None else ", ".join(changed.models)
     click.echo(f"{changed.name!r} may send {often} to {which}.")
+
+
+@keys.command(
+    "teach",
+    epilog="""\b
+Examples:
+  shammah keys teach "my phone"           what it corrects replaces what others said
+  shammah keys teach "my phone" --no      only what it said itself""",
+)
+@click.argument("device")
+@click.option("--yes/--no", default=True, help="Whether it may; it may by default of this command.")
+def teach_key(device: str, yes: bool) -> None:
+    """Let DEVICE (its name or id) teach others: what it corrects counts for all, as the owner's word does."""
+    with open_store() as store:
+        found = _with_key(store, device)
+        changed = store.keys.change(
+            found.id,
+            name=found.name,
+            collect=found.collect,
+            models=found.models,
+            rate=found.rate,
+            teach=yes,
+        )
+        store.audit.add(
+            "owner", "key.teaches", {"device": changed.id, "name": changed.name, "teach": changed.teach}
+        )
+    may = "may teach others" if changed.teach else "may not teach others"
+    click.echo(f"{changed.name!r} {may}.")
 
 
 @keys.command("revoke")

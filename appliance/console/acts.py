@@ -35,6 +35,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "account.sessions": lambda d: f"Logged out {_counted(d.get('ended', 0), 'other browser')}",
     "key.created": lambda d: f"Gave a key to {d.get('name')}",
     "key.changed": lambda d: f"Changed what {d.get('name')} may do",
+    "key.teaches": lambda d: f"Changed what {d.get('name')} may do",
     "key.limited": lambda d: f"Changed what {d.get('name')} may do",
     "key.revoked": lambda d: f"Revoked the key of {d.get('name')}",
     "adapter.promote": lambda d: (

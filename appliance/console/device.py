@@ -51,6 +51,7 @@ class Terms:
 
     name: str
     collect: bool
+    teach: bool
     rate: str
     models: tuple[str, ...] | None
 
@@ -125,10 +126,11 @@ async def save(request: Request, device_id: str) -> HTTPResponse:
             collect=terms.collect,
             models=terms.models,
             rate=_rate(terms.rate),
+            teach=terms.teach,
         )
     except ShammahError as error:
         return await _page(request, device_id, error.status, problem=error, terms=terms)
-    fields = ("name", "collect", "rate", "models")
+    fields = ("name", "collect", "teach", "rate", "models")
     changed = {
         name: [getattr(before, name), getattr(after, name)]
         for name in fields
@@ -187,6 +189,7 @@ async def _page(
         param=problem.param if problem else "",
         name_limit=NAME_LIMIT,
         max_rate=MAX_RATE,
+        usual_rate=request.app.ctx.config.server.device_requests_per_minute,
     )
 
 
@@ -226,7 +229,7 @@ def _models(ctx: Any, device: Device) -> tuple[Model, ...]:
 
 
 def _terms(device: Device) -> Terms:
-    return Terms(device.name, device.collect, str(device.rate or ""), device.models)
+    return Terms(device.name, device.collect, device.teach, str(device.rate or ""), device.models)
 
 
 def _typed(request: Request) -> Terms:
@@ -234,6 +237,7 @@ def _typed(request: Request) -> Terms:
     return Terms(
         name=form_field(request, "name"),
         collect=bool(form_field(request, "collect")),
+        teach=bool(form_field(request, "teach")),
         rate=form_field(request, "rate"),
         models=tuple(chosen) if form_field(request, "which") == "some" else None,
     )

@@ -20,7 +20,7 @@ from appliance.errors import InvalidRequest, NotFound, ShammahError
 from appliance.learning.editing import edit_example
 from appliance.learning.learned import adapters_of, find_learned
 from appliance.store.adapters import AdapterRow
-from appliance.store.example import DRAFT_NOTE, MAX_WEIGHT, Example
+from appliance.store.example import MAX_WEIGHT, Example
 from appliance.store.normalise import message_text
 from appliance.store.runs import Run
 
@@ -142,8 +142,7 @@ def gather(ctx: Any, example_id: str) -> Detail:
         device=device_name(example, device_names(ctx)),
         answered_by=completion.adapter if completion else None,
         answer_known=completion is not None,
-        in_review=example.state == "review"
-        or (example.state == "pending" and (example.note or "").startswith(DRAFT_NOTE)),
+        in_review=example.state == "review" or (example.state == "pending" and example.drafted),
         runs=tuple(_runs(store, sorted(runs, reverse=True))),
         adapters=tuple(adapters_of(store, runs)),
     )

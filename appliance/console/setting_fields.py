@@ -52,6 +52,7 @@ LEADS = {
 _LABELS = {
     "server.bind": "Address",
     "server.max_body_mb": "Largest request",
+    "server.device_requests_per_minute": "Requests of a device in a minute",
     "server.log_level": "Log level",
     "tls.bind": "HTTPS address",
     "tls.certificate": "Your certificate",
@@ -121,6 +122,9 @@ _LABELS = {
     "gate.probation_chance": "Chance of a false alarm",
     "collect.enabled": "Keep exchanges",
     "collect.max_chars": "Longest exchange",
+    "collect.feedback_daily": "Feedback of a device in a day",
+    "collect.feedback_daily_mb": "Its size",
+    "collect.feedback_waiting_mb": "Feedback of a device that waits",
     "collect.mask_private": "Mask private details",
     "console.name": "Name of the box",
     "console.session_hours": "A login lasts",

@@ -229,7 +229,8 @@ class Batch:
     def _key(self, sequence: Sequence) -> Key | None:
         """What the first block that is not kept yet is known by; None when it is not whole."""
         assert sequence.session is not None
-        return self._prefixes.key(sequence.session.weights, sequence.block, sequence.tokens, sequence.kept)
+        weights, client = sequence.session.weights, sequence.request.client
+        return self._prefixes.key(weights, sequence.block, sequence.tokens, sequence.kept, client)
 
     def _restore(self, sequence: Sequence) -> None:
         """Copy what is known of a prompt, but for its last token: that one says what comes next."""

@@ -1,9 +1,13 @@
 """The prefix cache: keys and values of beginnings that were computed before.
 
-Sequences are kept in blocks of `BLOCK` tokens. A block is known by the weights that computed it and by
-all tokens up to its end, so it is found again by whoever begins alike, and never by anyone served by
-other weights. Because a token's entries do not depend on how the sequence was cut into steps (see
-`session.py`), what is copied from here is what would have been computed.
+Sequences are kept in blocks of `BLOCK` tokens. A block is known by the weights that computed it, by whom it
+was computed for and by all tokens up to its end. So it is found again by the same client when it begins
+alike, and never by anyone served by other weights, nor by another client: who gets an answer sooner because
+another asked the same has learned what that one asked, and may try all that it can have been. Nothing is
+shared, not even what the box itself puts before a conversation: with most models that is less than a block.
+
+Because a token's entries do not depend on how the sequence was cut into steps (see `session.py`), what is
+copied from here is what would have been computed.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ class Block:
     entries: NDArray[np.float32]
 
 
-Key = tuple[str, int, tuple[int, ...]]
-"""Weights, the block before, and the block's own tokens."""
+Key = tuple[str, int, tuple[int, ...], str]
+"""Weights, the block before, the block's own tokens, and the client."""
 
 
 class PrefixCache:
@@ -49,10 +53,12 @@ class PrefixCache:
         """Memory the blocks take."""
         return len(self._blocks) * 4 * int(np.prod(self._shape))
 
-    def key(self, weights: str, parent: int, tokens: Sequence[int], start: int) -> Key | None:
-        """What the block of `tokens` at `start` is known by; None when it is not whole."""
+    def key(
+        self, weights: str, parent: int, tokens: Sequence[int], start: int, client: str = ""
+    ) -> Key | None:
+        """What the block of `tokens` at `start` is known by to a client; None when it is not whole."""
         block = tuple(tokens[start : start + BLOCK])
-        return (weights, parent, block) if len(block) == BLOCK else None
+        return (weights, parent, block, client) if len(block) == BLOCK else None
 
     def restore(self, row: int, at: int, key: Key) -> int | None:
         """Copy a block into a row, if it is here.

@@ -23,7 +23,8 @@ class GenerationRequest:
         stop: strings that end the answer and are not shown.
         logprobs: report each token's log probability and that many likely alternatives; None for neither.
         constraint: the grammar that the answer must follow; None for any text.
-        client: who asks; places are shared out fairly among clients.
+        client: who asks; places are shared out fairly among clients, and what was computed for one serves
+            no other. Empty for the box itself.
     """
 
     prompt: tuple[int, ...]

@@ -84,8 +84,8 @@ def choose_heldout(examples: Sequence[Example], share: float, seed: int) -> set[
 
 
 def trainable(example: Example) -> bool:
-    """Whether there is something to learn from it."""
-    return bool(example.target) and bool(example.messages) and example.weight > 0
+    """Whether there is something to learn from it, and nobody has to look at it first."""
+    return bool(example.target) and bool(example.messages) and example.weight > 0 and not example.drafted
 
 
 def _line(example: Example, split: Split) -> str:

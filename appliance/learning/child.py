@@ -47,6 +47,10 @@ class ChildTooLarge(ChildFailed):
     """It went beyond its memory."""
 
 
+class ChildTooSlow(ChildFailed):
+    """It went beyond its time."""
+
+
 class ChildKilled(ChildFailed):
     """It died by a signal that was not ours: it may have been about to succeed."""
 
@@ -120,7 +124,8 @@ class Child:
         Raises:
             ChildKilled: it was killed, by a person or for want of memory, or crashed.
             ChildTooLarge: it went beyond its memory, or said so by the exit code ENOMEM.
-            ChildFailed: it failed, or went beyond its time.
+            ChildTooSlow: it went beyond its time.
+            ChildFailed: it failed.
             ChildStopped: `stop` was called.
         """
         if self._stop.is_set():
@@ -163,7 +168,7 @@ class Child:
                 self.seconds += 0.0 if still else now - before
                 before = now
                 if used + self.seconds > limits.seconds:
-                    raise ChildFailed(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
+                    raise ChildTooSlow(f"It was stopped after {limits.seconds / 60:g} minutes, the limit.")
                 if now - weighed >= WEIGH_SECONDS:
                     weighed = now
                     self._weigh(program.pid, limits.memory_mb)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -13,6 +14,7 @@ from appliance.config import Config
 from appliance.errors import ShammahError, StorageFull
 from appliance.events import EventBus
 from appliance.failpoints import failpoint
+from appliance.learning.chores import is_chore
 from appliance.learning.privacy import mask_example
 from appliance.logs import about, current_request
 from appliance.store import Store
@@ -29,6 +31,8 @@ GATHER_SECONDS = 0.5
 """An exchange waits so long for others, unless somebody waits for it: one that asks question after question
 then pays for few transactions."""
 RETRY_SECONDS = 5.0
+STRUCTURE = 4
+"""So many times `collect.max_chars` a conversation may take with all that is in it but text."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class CollectedExchange:
         store: False when the request or the device's key opted out.
         internal: evaluation and the console's own traffic, which leaves no trace.
         with_tools: tools were called in it or before it, which is recorded but not learned from.
+        task: what a front end says it asks this for, if it asks for itself (see `chores.py`); that is
+            recorded but not learned from.
+        forced: the answer had to have a form (JSON, a call of a tool), so it says nothing of how the model
+            answers; the same.
     """
 
     completion_id: str
@@ -60,12 +68,14 @@ class CollectedExchange:
     source: str = "api"
     created: float = field(default_factory=time.time)
     with_tools: bool = False
+    task: str = ""
+    forced: bool = False
     request: str = field(default_factory=current_request)
 
 
 COLLECTED = "collected"
-OUTCOMES = (COLLECTED, "opted_out", "too_long", "disabled", "tools", "empty", "rejected", "withdrawn",
-            "judged", "corrected", "backlog", "failed")  # fmt: skip
+OUTCOMES = (COLLECTED, "opted_out", "too_long", "disabled", "tools", "format", "chore", "empty", "rejected",
+            "withdrawn", "judged", "corrected", "backlog", "failed")  # fmt: skip
 """What may become of an exchange: an example, or why not."""
 
 
@@ -225,6 +235,7 @@ class Collector:
             device=exchange.device,
             source=exchange.source,
             completion_id=exchange.completion_id,
+            giver=exchange.device,
         )
         collect = self._config.collect
         new = mask_example(said, collect.phone_region) if collect.mask_private else said
@@ -232,28 +243,38 @@ class Collector:
         return COLLECTED
 
     def _fits(self, exchange: CollectedExchange) -> bool:
+        limit = self._config.collect.max_chars
         size = len(exchange.response) + sum(len(message_text(message)) for message in exchange.messages)
-        return max(size, len(exchange.query)) <= self._config.collect.max_chars
+        if max(size, len(exchange.query)) > limit:
+            return False
+        # What calls of tools say, and a thousand empty messages, take room as well.
+        return len(json.dumps(exchange.messages, ensure_ascii=False)) <= STRUCTURE * limit
 
     def _not_worth_learning(self, exchange: CollectedExchange) -> str | None:
         """Why not; None when it is."""
         examples = self._store.examples
         if exchange.with_tools or exchange.finish_reason not in ("stop", "length"):
             return "tools"
+        if exchange.forced:
+            return "format"
+        if is_chore(exchange.messages, exchange.task):
+            return "chore"
         if not exchange.query.strip() or not exchange.response.strip():
             return "empty"
-        if examples.is_rejected(exchange.query, exchange.response):
+        if examples.is_rejected(exchange.query, exchange.response, exchange.device):
             return "rejected"
         if exchange.adapter is not None and self._store.adapters.is_withdrawn(exchange.adapter):
             return "withdrawn"  # it was under way when the adapter was rolled back
-        feedback = examples.feedback_on(exchange.completion_id, exchange.query, exchange.response)
+        feedback = examples.feedback_on(
+            exchange.completion_id, exchange.query, exchange.response, exchange.device
+        )
         if feedback is not None:
             # The person was faster than this thread: their word on the exchange is in the queue.
             if feedback.completion_id is None:
                 examples.update(feedback.id, completion_id=exchange.completion_id)
             return "judged"
         # Until a correction is learned the model goes on giving wrong answers, in ever new words.
-        correction = examples.correction_of(exchange.query, exchange.messages)
+        correction = examples.correction_for(exchange.query, exchange.messages, exchange.device)
         if correction is None or normalise(correction.target or "") == normalise(exchange.response):
             return None
         return "corrected"

@@ -1,8 +1,13 @@
 """From "Wrong answer! Should be 4" to a target worth learning.
 
-The model drafts the answer its owner asked for, and the draft is checked before anything is learned
-from it. A draft that passes is pending, with a note that starts with "draft:", and shown for review;
-one that fails stays in review, untrained, until a person writes or accepts a target.
+The model drafts the answer its owner asked for, and the draft is checked: one that cannot be right is not
+even shown. But a draft is the word of the model that was wrong a moment ago, so nothing is learned from it
+before a person has said yes: the critique stays in review, with the draft as its target and a note that
+starts with "draft:", until they accept it or write another. One that was learned unasked taught a box that
+2 + 2 = 5.
+
+A number that the note itself states word for word ("Should be 4") is no draft: it is what the person said,
+and is learned as the correction it is.
 """
 
 from __future__ import annotations
@@ -11,11 +16,11 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 from appliance.errors import Conflict, InvalidRequest, ShammahError
 from appliance.store import Store
-from appliance.store.examples import DRAFT_NOTE, Example
+from appliance.store.examples import DRAFT_NOTE, REVIEWED, Example
 from appliance.store.normalise import normalise
 
 log = logging.getLogger(__name__)
@@ -36,7 +41,10 @@ _MANNER = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_STATED = 12
-_QUANTITY = re.compile(r"^[-+\u00b1$\u20ac\u00a3]?\d[\d.,:/]*\s?[%\u00b0\w]{0,12}$")
+# A number, with the sign or the short unit of a measure. "2 lines" says how to answer, not what.
+_QUANTITY = re.compile(
+    r"^[-+\u00b1$\u20ac\u00a3]?\d[\d.,:/]*\s?(?:[%\u00b0$\u20ac\u00a3][CF]?|[^\W\d_]{1,3}\.?)?$"
+)
 _TALKS_ABOUT_ITSELF = re.compile(
     r"^(?:i(?:'m|\u2019m|\s+am)?\s+(?:very\s+|so\s+)?(?:sorry|apologi[sz]e)|sorry|apologies|my\s+apologies|my\s+mistake|"
     r"you(?:'re|\u2019re|\s+are)\s+(?:absolutely\s+)?right|thank\s+you|thanks)\b",
@@ -109,11 +117,16 @@ async def draft_critique(store: Store, example: Example, generate: Generate) -> 
         generate: gives the model's answer to a list of messages.
 
     Returns:
-        The critique as it is now: pending with a note that starts with "draft:", or still in review
-        with a note that says why. Unchanged when a person or newer feedback has dealt with it.
+        The critique as it is now: in review with a drafted target and a note that starts with "draft:", or
+        without one and a note that says why; or pending, when the note itself states a number. Unchanged
+        when a person or newer feedback has dealt with it.
     """
     if example.state != "review" or example.target is not None:
         return example
+    stated = stated_answer(example.feedback or "")
+    # A number a person has written down needs no better words to be learned.
+    if stated is not None and _QUANTITY.match(stated) and check_draft(example, stated) is None:
+        return await _settle(store, example, target=stated, note="taken from the note", state="pending")
     if example.feedback is None:
         return await _settle(store, example, note="No note says what is wrong: write the right answer.")
     reason = draft = ""
@@ -127,15 +140,13 @@ async def draft_critique(store: Store, example: Example, generate: Generate) -> 
             note = f"{DRAFT_NOTE} by the model, from the note"
             return await _settle(store, example, target=draft, note=note)
         reason = problem
-    stated = stated_answer(example.feedback)
-    # A number a person has written down needs no better words to be learned.
-    if stated is not None and _QUANTITY.match(stated) and check_draft(example, stated) is None:
-        return await _settle(store, example, target=stated, note=f"{DRAFT_NOTE} taken from the note")
     return await _settle(store, example, note=f"The draft was not good, {reason}: {draft}")
 
 
 def accept_review(store: Store, example_id: str, target: str | None = None) -> Example:
-    """A person accepts the drafted target of a critique, or writes their own; it becomes trainable.
+    """The owner accepts the drafted target of a critique, or writes their own; it becomes trainable.
+
+    It is their word then: what others said of the same question before is replaced by it.
 
     Raises:
         InvalidRequest: there is no target, or it is the rejected answer.
@@ -149,7 +160,8 @@ def accept_review(store: Store, example_id: str, target: str | None = None) -> E
         if normalise(text) == normalise(example.response):
             raise InvalidRequest("This is the answer that was rejected.", param="target")
         store.examples.accept_answer(example.query, text)
-        return store.examples.update(example_id, target=text, state="pending", note="reviewed")
+        store.examples.supersede(example.query, example_id)
+        return store.examples.update(example_id, target=text, state="pending", note=REVIEWED)
 
 
 def discard_review(store: Store, example_id: str) -> Example:
@@ -165,8 +177,7 @@ def discard_review(store: Store, example_id: str) -> Example:
 
 def _in_review(store: Store, example_id: str) -> Example:
     example = store.examples.get(example_id)
-    drafted = example.state == "pending" and (example.note or "").startswith(DRAFT_NOTE)
-    if example.state != "review" and not drafted:
+    if example.state != "review" and not (example.state == "pending" and example.drafted):
         raise Conflict(f"Example {example_id} is not waiting for review (it is {example.state}).")
     return example
 
@@ -187,10 +198,15 @@ def _prompts(example: Example) -> list[list[dict[str, Any]]]:
     return [talk, fresh]
 
 
-async def _settle(store: Store, example: Example, *, note: str, target: str | None = None) -> Example:
-    fields: dict[str, Any] = (
-        {"note": note} if target is None else {"note": note, "target": target, "state": "pending"}
-    )
+async def _settle(
+    store: Store,
+    example: Example,
+    *,
+    note: str,
+    target: str | None = None,
+    state: Literal["review", "pending"] = "review",
+) -> Example:
+    fields: dict[str, Any] = {"note": note, "state": state} | ({} if target is None else {"target": target})
 
     def change() -> Example:
         with store.transaction():

@@ -7,6 +7,7 @@ from typing import Any
 from appliance.errors import InvalidRequest
 from appliance.store import Store
 from appliance.store.example import MAX_WEIGHT, Example
+from appliance.store.examples import REVIEWED
 from appliance.store.normalise import normalise
 
 
@@ -45,7 +46,7 @@ def _correct(store: Store, example: Example, target: str) -> dict[str, Any]:
         store.examples.reject_answer(example.query, example.response, example.id)
     store.examples.accept_answer(example.query, target)
     if example.kind == "critique":
-        return {"target": target, "note": "reviewed"}
+        return {"target": target, "note": REVIEWED}
     store.examples.supersede(example.query, example.id)
     # The answer it had may have been cut off; this one has its end.
     return {

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 from appliance.engine.engine import Engine
-from appliance.learning.ratings import count_votes, find_worse
+from appliance.learning.ratings import balanced, count_votes, find_worse
 from appliance.store import Store
+from appliance.store.ratings import Vote
 
 FAILURES = 3
 """Answers that the engine fails to give: one may be the box's fault, three are the adapter's."""
+IN_USE_SECONDS = 7 * 86_400.0
+"""A device that asked something in so long before an adapter came into service is one of those in use."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,10 @@ def rating_fault(
         until: Unix time.
     """
     ratings = store.ratings
-    now = count_votes(ratings.answers(adapter, since), ratings.votes(adapter, since))
-    then = count_votes(ratings.answers(before, before=until), ratings.votes(before, before=until))
+    # The only device of a box is heard; one of several does not decide for the others.
+    several = ratings.askers(since - IN_USE_SECONDS) > 1
+    heard: Callable[[list[Vote]], list[Vote]] = balanced if several else list
+    now = count_votes(ratings.answers(adapter, since), heard(ratings.votes(adapter, since)))
+    then = count_votes(ratings.answers(before, before=until), heard(ratings.votes(before, before=until)))
     worse = find_worse(now, then, chance)
     return None if worse is None else Fault("ratings", worse)

@@ -14,6 +14,7 @@ from appliance.config import Config
 from appliance.errors import InvalidRequest, NotFound
 from appliance.events import EventBus
 from appliance.failpoints import failpoint
+from appliance.learning.allowance import check_allowance
 from appliance.learning.collector import Collector
 from appliance.learning.critique import (
     accept_review,
@@ -43,6 +44,9 @@ class Feedback:
         correction: the right answer.
         rating: "up" or "down".
         completion_id: the `id` of the completion the answer came in.
+        device: the device that gives it: of what was said before it can name and replace its own only. None
+            for the owner and who needs no key, who reach everything.
+        teaches: the device may teach others: what it says replaces everybody's, and holds for all.
         source: where it was given ("api", "console", ...).
     """
 
@@ -55,6 +59,12 @@ class Feedback:
     completion_id: str | None = None
     device: str | None = None
     source: str = "api"
+    teaches: bool = False
+
+    @property
+    def reach(self) -> str | None:
+        """The device whose examples alone it may replace; None for everybody's."""
+        return None if self.teaches else self.device
 
 
 @dataclass(frozen=True)
@@ -90,11 +100,13 @@ def give_feedback(
 
     Raises:
         InvalidRequest: something is missing or makes no sense; `param` names the field.
-        NotFound: `completion_id` is unknown, and query and response were not given.
+        NotFound: `completion_id` is unknown, or of another device, and query and response were not given.
+        Busy: the device has given as much feedback as it may for now.
+        TooLarge: it is more than a device may give at all.
         StorageFull: the disk is full; nothing was stored.
     """
     rating = _rating(feedback.rating)
-    weight = _weight(feedback.weight, config)
+    weight = _weight(feedback.weight, config, feedback.device)
     note = _text(feedback.feedback, "feedback")
     correction = _text(feedback.correction, "correction")
     kind = _kind(feedback.weight, weight, config, note, correction, rating)
@@ -107,26 +119,28 @@ def give_feedback(
             raise InvalidRequest("An empty answer cannot be praised.", param="response")
         if kind == "correction" and target == exchange.response.strip():
             raise InvalidRequest("The correction is the answer it corrects.", param="correction")
-        example = store.examples.add(
-            NewExample(
-                kind=kind,
-                state="review" if target is None else "pending",
-                query=exchange.query,
-                response=exchange.response,
-                target=target,
-                weight=weight,
-                messages=exchange.messages,
-                feedback=note,
-                correction=correction,
-                rating=rating,
-                finish_reason=exchange.finish_reason if kind == "praise" else "stop",
-                device=feedback.device or exchange.device,
-                source=feedback.source,
-                completion_id=exchange.completion_id,
-            )
+        new = NewExample(
+            kind=kind,
+            state="review" if target is None else "pending",
+            query=exchange.query,
+            response=exchange.response,
+            target=target,
+            weight=weight,
+            messages=exchange.messages,
+            feedback=note,
+            correction=correction,
+            rating=rating,
+            finish_reason=exchange.finish_reason if kind == "praise" else "stop",
+            device=feedback.device or exchange.device,
+            source=feedback.source,
+            completion_id=exchange.completion_id,
+            giver=feedback.device,
         )
+        if feedback.device is not None:
+            check_allowance(store, config.collect, feedback.device, new)
+        example = store.examples.add(new)
         failpoint("feedback.added")
-        example = _consequences(store, example)
+        example = _consequences(store, example, feedback.reach)
     failpoint("feedback.stored")
     if events is not None:
         pending = store.examples.count("pending")
@@ -134,22 +148,22 @@ def give_feedback(
     return example
 
 
-def _consequences(store: Store, example: Example) -> Example:
+def _consequences(store: Store, example: Example, by: str | None) -> Example:
     examples = store.examples
     if example.kind == "praise":
-        examples.accept_answer(example.query, example.response)
-        examples.supersede_exchange(example.id)
+        examples.accept_answer(example.query, example.response, by)
+        examples.supersede_exchange(example.id, by)
         return example
     # A correction of form only ("paris" to "Paris") does not make the answer wrong.
     if example.target is None or normalise(example.target) != normalise(example.response):
-        examples.reject_answer(example.query, example.response, example.id)
+        examples.reject_answer(example.query, example.response, example.id, by)
     if example.target is not None:
-        examples.accept_answer(example.query, example.target)
-        examples.supersede(example.query, example.id)
+        examples.accept_answer(example.query, example.target, by)
+        examples.supersede(example.query, example.id, by=by)
         return example
-    answer = examples.correction_of(example.query, example.messages)
+    answer = examples.correction_of(example.query, example.messages, by)
     answered = answer is not None and _answers(answer, example)
-    examples.supersede(example.query, example.id, spare_corrections=answered)
+    examples.supersede(example.query, example.id, spare_corrections=answered, by=by)
     if answer is not None and answered:
         return examples.update(
             example.id, state="superseded", note=f"answered already by the correction {answer.id}"
@@ -192,7 +206,7 @@ def _rating(rating: str | None) -> Literal["up", "down"] | None:
     raise InvalidRequest('`rating` is "up" or "down".', param="rating")
 
 
-def _weight(weight: str | float, config: Config) -> float:
+def _weight(weight: str | float, config: Config, device: str | None) -> float:
     names = {
         "normal": config.lora.normal_weight,
         "medium": config.lora.medium_weight,
@@ -200,10 +214,13 @@ def _weight(weight: str | float, config: Config) -> float:
     }
     if isinstance(weight, str) and weight in names:
         return names[weight]
-    if isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= MAX_WEIGHT:
+    # How hard the box learns is for its owner to say: a device goes up to what they call high.
+    most = MAX_WEIGHT if device is None else min(MAX_WEIGHT, names["high"])
+    if isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= most:
         return float(weight)
+    whose = "" if device is None else " from a device"
     raise InvalidRequest(
-        f'`weight` is "normal", "medium", "high" or a number above 0 and up to {MAX_WEIGHT:g}.',
+        f'`weight`{whose} is "normal", "medium", "high" or a number above 0 and up to {most:g}.',
         param="weight",
     )
 
@@ -221,7 +238,7 @@ def _exchange(store: Store, feedback: Feedback) -> _Exchange:
             raise InvalidRequest(f"`{param}` must be a text.", param=param)
     named = None
     if feedback.completion_id is not None:
-        named = store.completions.get(feedback.completion_id)
+        named = store.completions.get(feedback.completion_id, feedback.device)
         if named is None and (feedback.query is None or feedback.response is None):
             raise NotFound(
                 f"There is no completion {feedback.completion_id!r} (any more): send query and response.",
@@ -233,15 +250,18 @@ def _exchange(store: Store, feedback: Feedback) -> _Exchange:
         raise InvalidRequest("`query` is missing: the question the answer was given to.", param="query")
     if feedback.response is None:
         raise InvalidRequest("`response` is missing: the answer this is about.", param="response")
-    if named is None and (found := store.completions.find(feedback.query, feedback.response)) is not None:
-        exchange = _from_completion(found)
-        return replace(exchange, completion_id=feedback.completion_id or found.id)
+    completion_id = feedback.completion_id
+    if named is None and completion_id is not None and store.completions.get(completion_id) is not None:
+        completion_id = None  # another device's: as good as unknown
+    found = store.completions.find(feedback.query, feedback.response, feedback.device)
+    if named is None and found is not None:
+        return replace(_from_completion(found), completion_id=completion_id or found.id)
     return _Exchange(
         query=feedback.query,
         response=feedback.response,
         messages=[{"role": "user", "content": feedback.query}],
         finish_reason="stop",
-        completion_id=feedback.completion_id,
+        completion_id=completion_id,
         device=None,
     )
 

@@ -4,6 +4,9 @@ Two questions, for people rate in two ways. Of the answers that were *rated*, is
 rejected? And of *all* answers, do more draw a complaint? The first misses that people who never
 praise have become unhappy; the second would take a session of teaching for unhappiness. So only
 what does not say the right answer is a complaint, and only where complaints outnumber praise.
+
+Where several devices ask, it takes more than one to bring an adapter down: of what one device rejects no more
+counts than all others reject together, however often it presses the thumb. The owner's word always counts.
 """
 
 from __future__ import annotations
@@ -49,6 +52,20 @@ class Ratings:
     def rated(self) -> int:
         """All that a person said something about."""
         return self.praised + self.rejected
+
+
+def balanced(votes: Iterable[Vote]) -> list[Vote]:
+    """The votes, without the rejections by which one device outdoes all others together; oldest go first."""
+    kept = list(votes)
+    said_no = [vote for vote in kept if vote.kind != "praise"]
+    counts = Counter(vote.giver for vote in said_no if vote.giver is not None)
+    if not counts:
+        return kept
+    loudest, count = counts.most_common(1)[0]
+    allowed = len(said_no) - count
+    theirs = [vote for vote in said_no if vote.giver == loudest]
+    dropped = {id(vote) for vote in theirs[: max(count - allowed, 0)]}
+    return [vote for vote in kept if id(vote) not in dropped]
 
 
 def count_votes(answers: int, votes: Iterable[Vote]) -> Ratings:

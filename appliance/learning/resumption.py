@@ -9,6 +9,7 @@ from appliance.adapters.registry import Registry
 from appliance.config import Config
 from appliance.events import EventBus
 from appliance.home import Home
+from appliance.learning.batch import read_frozen
 from appliance.learning.guard import check_resources
 from appliance.learning.train import checkpoint
 from appliance.learning.trainer import CANDIDATE, EXAMPLES, SETTINGS, discard, load_settings
@@ -45,6 +46,11 @@ class Resumption:
             return ", and learning is off now"
         if run.parent != self._registry.current():
             return f", and {self._registry.current() or 'base'} is in service now"
+        trained = [item.id for item in read_frozen(directory / EXAMPLES) if item.split != "replay"]
+        if self._store.examples.any_in_review(
+            trained
+        ):  # an earlier release froze drafts that nobody had seen
+            return ", and what it trains on waits for you to look at it"
         # Load and quiet hours do not stop a run that is under way, nor do they now.
         if deferral := check_resources(self._config.resources, self._home.root, person=True):
             return f", and the box has nothing to spare: {deferral.reason.rstrip('.')}"

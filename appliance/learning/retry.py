@@ -9,6 +9,7 @@ Nothing an owner taught is thrown away, and no batch may keep the box busy for e
 * A run that the gate *rejected* is tried again likewise, but with other settings, since the same
   would give the same: a lower learning rate when it made the model forget, more passes when it did
   not learn enough, another seed in both cases.
+* One that went beyond its *time* is made lighter (see `costly.py`), and what is left has its attempts.
 * After `train.max_attempts` attempts the batch is *parked*: out of the queue, kept, shown.
 * Newer examples wait for that outcome; they are not in the batch and are never parked with it.
 * A person may have the examples of a run that did not succeed tried again, parked ones too, as far as
@@ -32,6 +33,7 @@ from typing import Literal
 
 from appliance.config import Config
 from appliance.errors import Conflict, InvalidRequest
+from appliance.learning.costly import lighten
 from appliance.sections import TrainConfig
 from appliance.store import Store
 from appliance.store.runs import Run
@@ -48,7 +50,7 @@ FORGETTING = frozenset(
     | {"ratings", "engine"}
 )
 """What fails in gate or probation when a model was changed too much; the rest, when it learned too little."""
-MEMORY = "memory"
+MEMORY, TIME = "memory", "time"
 """What failed in an attempt that needed more of it than it may have."""
 LEAST_TOKENS = 64
 UNSUCCESSFUL = frozenset({"rejected", "failed", "cancelled", "parked"})
@@ -63,7 +65,8 @@ class Retry:
         not_before: Unix time.
         ids: the batch to try again; empty when there is only a pause to keep.
         attempt: number of the coming attempt.
-        failed: the gate's checks that failed in the last attempt, or `MEMORY`; empty when it died otherwise.
+        failed: the gate's checks that failed in the last attempt, `MEMORY` or `TIME`; empty when it died
+            otherwise.
         saved: Unix time at which it was kept.
         run: the run they were with before.
     """
@@ -130,7 +133,15 @@ def give_back(
     attempt = run.attempt if again else run.attempt + 1
     with store.transaction():
         other = _other_waiting(store)
-        held = tuple(example.id for example in store.examples.held(run.id))
+        examples = store.examples.held(run.id)
+        held = tuple(example.id for example in examples)
+        if TIME in failed and len(examples) > 1:
+            heavy, lighter = lighten(examples)
+            if heavy:
+                store.examples.park_some(run.id, heavy, "It takes much longer to learn than the others.")
+                reason = f"{reason} {len(heavy)} of its examples, which took much of that, were parked."
+            if heavy or run.attempt > 1:  # the box may just have been busy, once
+                held, attempt = lighter, run.attempt
         if failed:
             metrics = store.runs.get(run.id).metrics or {}
             store.runs.update(run.id, metrics={**metrics, "failed": [*failed]})
@@ -237,7 +248,7 @@ def pause_seconds(attempt: int, retry_minutes: float) -> float:
 
 def adjusted(train: TrainConfig, attempt: int, failed: Sequence[str]) -> TrainConfig:
     """Settings of an attempt, given what failed in the one before."""
-    if attempt <= 1 or not failed:
+    if attempt <= 1 or not failed or TIME in failed:
         return train
     if MEMORY in failed:
         fewer = max(LEAST_TOKENS, train.max_tokens // 2 ** (attempt - 1))

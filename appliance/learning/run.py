@@ -42,6 +42,7 @@ from appliance.learning.child import (
     ChildKilled,
     ChildStopped,
     ChildTooLarge,
+    ChildTooSlow,
     kill_orphans,
 )
 from appliance.learning.estimate import Estimate, Pace, gate_seconds, pace, recipe
@@ -53,6 +54,7 @@ from appliance.learning.replay import ancestor, count_new, past, start
 from appliance.learning.resumption import Resumption
 from appliance.learning.retry import (
     MEMORY,
+    TIME,
     Retry,
     adjusted,
     end_run,
@@ -85,6 +87,9 @@ RUNS_READ = 20
 """Runs that are looked through for how long one takes."""
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
+
+DISPUTED = "Somebody else was taught another answer to this before. Which one is right?"
+"""Note of an example that contradicts another device's, or the owner's: see `set_disputes_aside`."""
 
 Promote = Callable[[str, str, "tuple[int, ...] | None"], None]
 """`promote(name, reason, fingerprint)`: blocks until the adapter is in service, or raises."""
@@ -214,6 +219,8 @@ class Runner:
                 return self._cancelled(run)
             except (ChildTooLarge, ChildKilled) as error:
                 return self._give_back(run, "failed", str(error), [MEMORY])
+            except ChildTooSlow as error:
+                return self._give_back(run, "failed", str(error), [TIME])
             except ChildFailed as error:
                 return self._give_back(run, "failed", str(error))
             except Exception as error:
@@ -310,10 +317,16 @@ class Runner:
     def _select(self, run: Run) -> Selection:
         """Decide what the run trains on, and store what it leaves out and why."""
         train = self._config.train
+        with self._store.transaction():
+            disputed = self._store.examples.set_disputes_aside(run.id, DISPUTED)
+            self._store.runs.update(run.id, examples=run.examples - disputed)
+        if disputed:
+            logger.info("%s leaves %d examples to a person: others were taught otherwise", run.id, disputed)
         selection = select(
             self._store.examples.held(run.id),
             near_duplicate=train.near_duplicate,
             device_share=train.device_share,
+            teachers=self._store.keys.teachers(),
         )
         if selection.left_out:
             with self._store.transaction():
@@ -322,7 +335,8 @@ class Runner:
                 self._store.runs.update(run.id, metrics={**known, "left_out": selection.counts})
             logger.info("%s leaves out %s", run.id, describe(selection.counts))
         if not selection.kept:
-            raise _NothingToTrain(f"There is nothing to learn from ({describe(selection.counts)}).")
+            why = describe(selection.counts) or f"{disputed} wait for a person"
+            raise _NothingToTrain(f"There is nothing to learn from ({why}).")
         return selection
 
     def _judge(self, run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 
 from appliance.learning.batch import TAUGHT, trainable
-from appliance.store.examples import Example
+from appliance.store.examples import REVIEWED, Example
 from appliance.store.normalise import context_key, message_text, normalise
 
 Reason = Literal["empty", "loop", "contradicted", "duplicate", "near-duplicate", "device"]
@@ -69,7 +69,13 @@ class Selection:
         return dict(Counter(self.left_out.values()).most_common())
 
 
-def select(examples: Sequence[Example], *, near_duplicate: float, device_share: float) -> Selection:
+def select(
+    examples: Sequence[Example],
+    *,
+    near_duplicate: float,
+    device_share: float,
+    teachers: Collection[str] = (),
+) -> Selection:
     """Choose among the examples a run holds.
 
     Args:
@@ -77,6 +83,8 @@ def select(examples: Sequence[Example], *, near_duplicate: float, device_share: 
         near_duplicate: automatic examples count once when question and answer are both at least
             this alike, 0 to 1; at 1 only equal ones do.
         device_share: part of the automatic examples that one of several devices may give.
+        teachers: devices whose word counts for all, as the owner's does; that of another one counts for what
+            it said itself.
     """
     kept, left_out = list(examples), dict[str, Reason]()
 
@@ -86,8 +94,8 @@ def select(examples: Sequence[Example], *, near_duplicate: float, device_share: 
 
     leave_out({one.id: "empty" for one in kept if not trainable(one) or _blank(one.target or "")})
     leave_out({one.id: "loop" for one in kept if one.kind == "automatic" and is_loop(one.target or "")})
-    leave_out(_contradicted(kept))
-    leave_out(dict.fromkeys(_rejected_elsewhere(kept, near_duplicate * 100), "contradicted"))
+    leave_out(_contradicted(kept, teachers))
+    leave_out(dict.fromkeys(_rejected_elsewhere(kept, near_duplicate * 100, teachers), "contradicted"))
     repeats, weights = _duplicates(kept)
     leave_out(repeats)
     if near_duplicate < 1:
@@ -144,25 +152,38 @@ def _blank(text: str) -> bool:
 # -- what people said since -------------------------------------------------------------------
 
 
-def _contradicted(examples: Sequence[Example]) -> dict[str, Reason]:
+ALL = ""
+"""Reach of a word that counts for everybody."""
+
+
+def _reach(example: Example, teachers: Collection[str]) -> str:
+    """The device for whose examples its word counts, or `ALL`."""
+    giver = example.giver
+    return ALL if giver is None or giver in teachers or example.note == REVIEWED else giver
+
+
+def _contradicted(examples: Sequence[Example], teachers: Collection[str]) -> dict[str, Reason]:
     """What disagrees with the newest correction of its question in the same conversation.
 
     A drafted target stands back behind any correction. Praise stays when it is newer: a person said
-    it knowing the correction.
+    it knowing the correction. A device's praise does not outweigh a word for all.
     """
-    newest: dict[tuple[str, str], int] = {}
+    newest: dict[tuple[str, str, str], int] = {}
     keys = [(normalise(example.query), context_key(example.messages)) for example in examples]
     for at, (key, example) in enumerate(zip(keys, examples, strict=True)):
-        known = newest.get(key)
+        known = newest.get((*key, _reach(example, teachers)))
         if example.kind == "correction" or (
             example.kind == "critique" and (known is None or examples[known].kind == "critique")
         ):
-            newest[key] = at
+            newest[*key, _reach(example, teachers)] = at
     found: dict[str, Reason] = {}
     for at, (key, example) in enumerate(zip(keys, examples, strict=True)):
-        winner = newest.get(key, at)
+        own, others = newest.get((*key, example.giver or ALL)), newest.get((*key, ALL))
+        # A word for all goes before a device's own, whichever is newer.
+        winner = others if others is not None else own if own is not None else at
         agrees = normalise(example.target or "") == normalise(examples[winner].target or "")
-        if winner == at or (example.kind == "praise" and (agrees or at > winner)):
+        outranked = winner == others and _reach(example, teachers) != ALL
+        if winner == at or (example.kind == "praise" and (agrees or (at > winner and not outranked))):
             continue
         if example.kind == "automatic" and agrees:
             found[example.id] = "duplicate"
@@ -171,21 +192,24 @@ def _contradicted(examples: Sequence[Example]) -> dict[str, Reason]:
     return found
 
 
-def _rejected_elsewhere(examples: Sequence[Example], score: float) -> list[str]:
+def _rejected_elsewhere(examples: Sequence[Example], score: float, teachers: Collection[str]) -> list[str]:
     """Ids of automatic examples that answer what a person rejected, to whatever question.
 
     The same wrong answer to the same question in other words would teach what was just corrected.
     """
-    rejected = defaultdict[tuple[str, ...], list[str]](list)
+    rejected = defaultdict[tuple[str, tuple[str, ...]], list[str]](list)
     for example in examples:
         if example.kind in TAUGHT:
             text = normalise(example.response)[:TARGET_CHARS]
-            rejected[_numbers(text)].append(text)
+            rejected[_reach(example, teachers), _numbers(text)].append(text)
     out = []
     for example in examples:
         if example.kind == "automatic":
             text = normalise(example.target or "")[:TARGET_CHARS]
-            known = rejected.get(_numbers(text), ())
+            known = [
+                *rejected.get((ALL, _numbers(text)), ()),
+                *(rejected.get((example.giver, _numbers(text)), ()) if example.giver else ()),
+            ]
             if process.extractOne(text, known, scorer=fuzz.ratio, score_cutoff=score) is not None:
                 out.append(example.id)
     return out

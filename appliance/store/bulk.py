@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from appliance.errors import InvalidRequest
 from appliance.store.db import Database
 from appliance.store.example import MAX_WEIGHT, State
-from appliance.store.examples import NOT_REJECTED
+from appliance.store.examples import DRAFTED, NOT_REJECTED
 from appliance.store.filter import Filter, Parameters
 from appliance.store.rows import to_json, valid_text
 
@@ -89,7 +89,7 @@ class Bulk:
         return self._change(
             which,
             OUT,
-            "state = CASE WHEN target IS NULL OR (kind = 'critique' AND state = 'excluded')"
+            f"state = CASE WHEN target IS NULL OR {DRAFTED} OR (kind = 'critique' AND state = 'excluded')"
             " THEN 'review' ELSE 'pending' END,"
             " note = CASE state WHEN 'excluded' THEN {} ELSE note END, run_id = NULL, left_out = NULL",
             None,

@@ -127,17 +127,28 @@ class Completions:
         with self._db.transaction("completions") as tx:
             return tx.execute("DELETE FROM completions WHERE created < ?", (time.time() - seconds,)).rowcount
 
-    def get(self, completion_id: str) -> StoredCompletion | None:
-        """The completion of that id; None when it is unknown or has been forgotten."""
-        row = self._db.one(f"SELECT {_COLUMNS} FROM completions WHERE id = ?", (completion_id,))
+    def get(self, completion_id: str, device: str | None = None) -> StoredCompletion | None:
+        """The completion of that id; None when it is unknown or has been forgotten.
+
+        Args:
+            completion_id: which one.
+            device: on whose behalf: it knows of its own only. None for the owner, who may see all.
+        """
+        row = self._db.one(
+            f"SELECT {_COLUMNS} FROM completions WHERE id = ?1 AND (?2 IS NULL OR device = ?2)",
+            (completion_id, device),
+        )
         return None if row is None else _completion(row)
 
-    def find(self, query: str, response: str) -> StoredCompletion | None:
-        """The newest completion with this query and response, compared after normalisation."""
+    def find(self, query: str, response: str, device: str | None = None) -> StoredCompletion | None:
+        """The newest completion with this query and response, compared after normalisation.
+
+        `device` as for `get`.
+        """
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM completions WHERE query_key = ? AND response_key = ? AND query != ''"
-            " ORDER BY seq DESC LIMIT 1",
-            (text_key(query), text_key(response)),
+            f"SELECT {_COLUMNS} FROM completions WHERE query_key = ?1 AND response_key = ?2 AND query != ''"
+            " AND (?3 IS NULL OR device = ?3) ORDER BY seq DESC LIMIT 1",
+            (text_key(query), text_key(response), device),
         )
         return None if row is None else _completion(row)
 

@@ -15,7 +15,8 @@ STATES: tuple[State, ...] = get_args(State)
 
 MAX_WEIGHT = 1000.0
 DRAFT_NOTE = "draft:"
-"""Start of the note of a critique whose target was drafted by the model and not yet seen by a person."""
+"""Start of the note of a critique whose target was drafted by the model and not yet seen by a person. No run
+ever holds one, whatever its state says."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class NewExample:
         messages: the conversation the answer belongs to, without the answer.
         finish_reason: "length" is trained without an end of turn.
         source: where it came from ("api", "console", ...).
+        giver: the device that asked, or whose word it is; None for the owner and who needs no key. It
+            decides what else the example may replace.
         masked: how many private texts of each kind were replaced in it before it was stored.
     """
 
@@ -47,6 +50,7 @@ class NewExample:
     note: str | None = None
     state: State = "pending"
     masked: dict[str, int] | None = None
+    giver: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,12 @@ class Example:
     superseded_by: str | None = None
     masked: dict[str, int] | None = None
     left_out: str | None = None
+    giver: str | None = None
+
+    @property
+    def drafted(self) -> bool:
+        """The model wrote what it teaches, and nobody has said yes to that."""
+        return (self.note or "").startswith(DRAFT_NOTE)
 
     @property
     def remark(self) -> str:

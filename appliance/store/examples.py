@@ -2,7 +2,10 @@
 
     pending ──hold──▶ training ──mark_used──▶ used
        ▲  ◀──release──┘     └──park──▶ parked ──hold──▶ training
-    review (a critique without an accepted target)
+    review (what a person has to look at first: a critique without an accepted target, a dispute)
+
+Nothing goes from review to pending but by a person, and no run is given a draft whatever its state: what
+comes back from a run or its end comes back to where it may be (`_BACK`).
 
 `superseded` and `excluded` are ends: replaced by newer feedback, and taken out, by a person or because the
 adapter that gave the answer was given up.
@@ -39,11 +42,19 @@ __all__ = ["DRAFT_NOTE", "STATES", "Example", "Examples", "Kind", "NewExample", 
 _CHANGEABLE = {"state", "kind", "target", "weight", "feedback", "correction", "rating", "finish_reason",
                "note", "run_id", "completion_id"}  # fmt: skip
 _MIRRORED = {"weight", "feedback", "correction", "rating"}
-_NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND note LIKE '{DRAFT_NOTE}%'))"
+DRAFTED = f"coalesce(note, '') LIKE '{DRAFT_NOTE}%'"
+_BACK = f"CASE WHEN {DRAFTED} THEN 'review' ELSE 'pending' END"
+_NEEDS_REVIEW = f"(state = 'review' OR (state = 'pending' AND {DRAFTED}))"
 NOT_REJECTED = (
-    "NOT EXISTS (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key)"
+    "NOT EXISTS (SELECT 1 FROM rejected r WHERE r.query_key = e.query_key AND r.answer_key = e.target_key"
+    " AND r.device IN ('', coalesce(e.giver, '')))"
 )
-"""Of an example `e`: nobody has said no to what it teaches."""
+"""Of an example `e`: nobody whose word counts for it has said no to what it teaches."""
+_TEACHERS = "(SELECT id FROM devices WHERE teach)"
+ROW_BYTES = 500
+"""What a row takes beside its texts, about."""
+REVIEWED = "reviewed"
+"""Note of an example whose target a person has said yes to."""
 _TAUGHT = "kind IN ('correction', 'critique')"
 _REPLAYABLE = (
     "state = 'used' AND run_id IN (SELECT value FROM json_each(?))"
@@ -101,6 +112,7 @@ class Examples:
             run_id=None,
             note=new.note,
             masked=new.masked,
+            giver=new.giver,
         )
         said = unmasked or new
         values = {name: getattr(example, name) for name in Example.__dataclass_fields__}
@@ -111,6 +123,7 @@ class Examples:
             "response_key": text_key(said.response),
             "target_key": None if said.target is None else text_key(said.target),
             "context_key": context_key(said.messages),
+            "size": size_of(new),
         }
         with self._db.transaction("examples") as tx:
             tx.execute(
@@ -144,6 +157,12 @@ class Examples:
         """Critiques a person should look at, newest first: without a target, or with a drafted one."""
         return self._select(f"WHERE {_NEEDS_REVIEW} ORDER BY seq DESC LIMIT ? OFFSET ?", (limit, offset))
 
+    def undrafted(self, limit: int = 100) -> ExampleList:
+        """Critiques that the model has not tried to draft a target for, newest first."""
+        return self._select(
+            "WHERE state = 'review' AND target IS NULL AND note IS NULL ORDER BY seq DESC LIMIT ?", (limit,)
+        )
+
     def review_count(self) -> int:
         """How many examples `review` would list."""
         return int(self._db.value(f"SELECT count(*) FROM examples WHERE {_NEEDS_REVIEW}"))
@@ -164,10 +183,39 @@ class Examples:
             found[cast(State, row[0])] = row[1]
         return found
 
-    def oldest_pending(self) -> float | None:
-        """When the longest waiting pending example was created."""
+    def counts_of(self, device: str) -> dict[State, int]:
+        """The same of what one device asked and said."""
+        found = dict.fromkeys(STATES, 0)
+        for row in self._db.all(
+            "SELECT state, count(*) FROM examples WHERE giver = ? GROUP BY state", (device,)
+        ):
+            found[cast(State, row[0])] = row[1]
+        return found
+
+    def any_in_review(self, ids: Iterable[str]) -> bool:
+        """Whether one of these waits for a person."""
+        return bool(
+            self._db.value(
+                "SELECT count(*) FROM examples WHERE state = 'review'"
+                " AND id IN (SELECT value FROM json_each(?))",
+                (json.dumps([*ids]),),
+            )
+        )
+
+    def count_of_run(self, run_id: str, device: str) -> int:
+        """How many of what a run holds, used or parked are from one device."""
+        return int(
+            self._db.value("SELECT count(*) FROM examples WHERE run_id = ? AND giver = ?", (run_id, device))
+        )
+
+    def oldest_pending(self, device: str | None = None) -> float | None:
+        """When the longest waiting pending example was created; of one device, or of all."""
         return cast(
-            "float | None", self._db.value("SELECT min(created) FROM examples WHERE state = 'pending'")
+            "float | None",
+            self._db.value(
+                "SELECT min(created) FROM examples WHERE state = 'pending' AND (?1 IS NULL OR giver = ?1)",
+                (device,),
+            ),
         )
 
     def pending(self, limit: int | None = None) -> ExampleList:
@@ -192,7 +240,8 @@ class Examples:
             wanted = json.dumps([*ids])
             tx.execute(
                 "UPDATE examples SET state = 'training', run_id = ?"
-                " WHERE state IN ('pending', 'parked') AND id IN (SELECT value FROM json_each(?))",
+                f" WHERE state IN ('pending', 'parked') AND NOT ({DRAFTED})"
+                " AND id IN (SELECT value FROM json_each(?))",
                 (run_id, wanted),
             )
             return self._select(
@@ -220,7 +269,7 @@ class Examples:
     def waiting(self, ids: Iterable[str], run_id: str) -> tuple[str, ...]:
         """Which of these, and of those a run has parked, are pending or parked; oldest first."""
         rows = self._db.all(
-            "SELECT id FROM examples WHERE state IN ('pending', 'parked') AND id IN"
+            f"SELECT id FROM examples WHERE state IN ('pending', 'parked') AND NOT ({DRAFTED}) AND id IN"
             " (SELECT value FROM json_each(?) UNION SELECT id FROM examples WHERE run_id = ?) ORDER BY seq",
             (json.dumps([*ids]), run_id),
         )
@@ -245,7 +294,7 @@ class Examples:
         with self._db.transaction("examples") as tx:
             self._end_superseded(tx, run_id)
             return tx.execute(
-                "UPDATE examples SET state = 'pending', run_id = NULL, left_out = NULL"
+                f"UPDATE examples SET state = {_BACK}, run_id = NULL, left_out = NULL"
                 " WHERE state = 'training' AND run_id = ?",
                 (run_id,),
             ).rowcount
@@ -289,7 +338,7 @@ class Examples:
         """
         with self._db.transaction("examples") as tx:
             return tx.execute(
-                "UPDATE examples AS e SET state = 'pending', run_id = NULL, left_out = NULL"
+                f"UPDATE examples AS e SET state = {_BACK}, run_id = NULL, left_out = NULL"
                 " WHERE state = 'used' AND superseded_by IS NULL"
                 f" AND run_id IN (SELECT value FROM json_each(?)) AND {NOT_REJECTED}",
                 (json.dumps([*run_ids]),),
@@ -303,6 +352,33 @@ class Examples:
                 "UPDATE examples SET state = 'parked', left_out = NULL"
                 " WHERE state = 'training' AND run_id = ?",
                 (run_id,),
+            ).rowcount
+
+    def park_some(self, run_id: str, ids: Iterable[str], note: str) -> int:
+        """Park some of what a run holds, and leave the rest with it; says how many."""
+        with self._db.transaction("examples") as tx:
+            return tx.execute(
+                "UPDATE examples SET state = 'parked', left_out = NULL, note = ?"
+                " WHERE state = 'training' AND run_id = ? AND id IN (SELECT value FROM json_each(?))",
+                (note, run_id, json.dumps([*ids])),
+            ).rowcount
+
+    def set_disputes_aside(self, run_id: str, note: str) -> int:
+        """Leave to a person what contradicts an earlier word of somebody else; says how many that are.
+
+        Nobody is told so at the time: from the answer a device would learn what another one has taught.
+        """
+        with self._db.transaction("examples") as tx:
+            return tx.execute(
+                "UPDATE examples AS e SET state = 'review', run_id = NULL, left_out = NULL, note = ?"
+                f" WHERE state = 'training' AND run_id = ? AND {_TAUGHT}"
+                f" AND coalesce(note, '') != '{REVIEWED}' AND giver IS NOT NULL"
+                f" AND giver NOT IN {_TEACHERS} AND superseded_by IS NULL AND EXISTS"
+                " (SELECT 1 FROM examples o WHERE o.query_key = e.query_key AND o.seq < e.seq"
+                "  AND o.context_key = e.context_key AND o.kind IN ('correction', 'critique')"
+                "  AND o.target_key != e.target_key AND o.giver IS NOT e.giver AND o.superseded_by IS NULL"
+                "  AND o.state IN ('pending', 'training', 'used'))",
+                (note, run_id),
             ).rowcount
 
     @staticmethod
@@ -344,7 +420,9 @@ class Examples:
 
     # -- what feedback does to earlier examples -----------------------------------------------
 
-    def supersede(self, query: str, keep_id: str, *, spare_corrections: bool = False) -> int:
+    def supersede(
+        self, query: str, keep_id: str, *, spare_corrections: bool = False, by: str | None = None
+    ) -> int:
         """Make earlier examples of the same query obsolete, except `keep_id`.
 
         Pending, parked and review ones become superseded. Those a run holds or has used are marked,
@@ -356,23 +434,25 @@ class Examples:
             keep_id: the feedback that supersedes.
             spare_corrections: leave earlier corrections alone unless they teach the very answer
                 that `keep_id` rejects.
+            by: the device whose own examples alone are meant; None for everybody's.
 
         Returns:
             How many left the queue or the review list.
         """
         return self._supersede(
             keep_id,
+            by,
             "e.query_key = ? AND (e.kind = 'automatic' OR e.context_key = k.context_key)"
             " AND NOT (? AND e.kind = 'correction' AND e.target_key != k.response_key)",
             (text_key(query), spare_corrections),
         )
 
-    def supersede_exchange(self, keep_id: str) -> int:
+    def supersede_exchange(self, keep_id: str, by: str | None = None) -> int:
         """Make obsolete what the praise `keep_id` repeats or contradicts.
 
         That is: earlier praise of the same answer, the automatic example of the very exchange (one
         of several equal ones, when they cannot be told apart), and feedback that rejected the
-        answer which is now praised.
+        answer which is now praised. `by` is the device whose own examples alone are meant.
 
         Returns:
             How many left the queue or the review list.
@@ -382,31 +462,37 @@ class Examples:
             exchange = self._db.value(
                 "SELECT seq FROM examples WHERE kind = 'automatic' AND query_key = ? AND context_key = ?"
                 " AND response_key = ? AND state IN ('pending', 'training') AND superseded_by IS NULL"
-                " ORDER BY completion_id IS ? DESC, seq DESC LIMIT 1",
+                " AND (? IS NULL OR giver = ?) ORDER BY completion_id IS ? DESC, seq DESC LIMIT 1",
                 (
                     text_key(keep.query),
                     context_key(keep.messages),
                     text_key(keep.response),
+                    by,
+                    by,
                     keep.completion_id,
                 ),
             )
             return self._supersede(
                 keep_id,
+                by,
                 "e.query_key = k.query_key AND e.context_key = k.context_key"
                 " AND e.response_key = k.response_key AND (e.kind = 'praise' OR e.seq IS ?"
                 "  OR e.kind IN ('correction', 'critique') AND e.target_key IS NOT k.response_key)",
                 (exchange,),
             )
 
-    def _supersede(self, keep_id: str, condition: str, parameters: tuple[Any, ...] = ()) -> int:
+    def _supersede(
+        self, keep_id: str, by: str | None, condition: str, parameters: tuple[Any, ...] = ()
+    ) -> int:
         # `e` is an earlier example, `k` the feedback that is kept.
         with self._db.transaction("examples") as tx:
             self.get(keep_id)
             rows = tx.execute(
                 "SELECT e.seq, e.state IN ('pending', 'parked', 'review') AS waiting"
                 " FROM examples e JOIN examples k ON k.id = ?"
-                f" WHERE e.id != k.id AND e.superseded_by IS NULL AND ({condition})",
-                (keep_id, *parameters),
+                " WHERE e.id != k.id AND e.superseded_by IS NULL AND (? IS NULL OR e.giver = ?)"
+                f" AND ({condition})",
+                (keep_id, by, by, *parameters),
             ).fetchall()
             tx.execute(
                 "UPDATE examples SET superseded_by = ?, state ="
@@ -416,28 +502,34 @@ class Examples:
             )
         return sum(row["waiting"] for row in rows)
 
-    def reject_answer(self, query: str, response: str, example_id: str | None) -> None:
-        """Remember that `response` is not an answer to `query`, so that it isn't collected again."""
+    def reject_answer(self, query: str, response: str, example_id: str | None, by: str | None = None) -> None:
+        """Remember that `response` is not an answer to `query`, so that it isn't collected again.
+
+        What a device alone says (`by`) holds for what that device asks.
+        """
         with self._db.transaction("rejected") as tx:
             tx.execute(
-                "INSERT OR REPLACE INTO rejected (query_key, answer_key, answer, example_id, at)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (text_key(query), text_key(response), normalise(response), example_id, time.time()),
+                "INSERT OR REPLACE INTO rejected (query_key, answer_key, answer, example_id, at, device)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (text_key(query), text_key(response), normalise(response), example_id, time.time(), by or ""),
             )
 
-    def accept_answer(self, query: str, response: str) -> None:
-        """Forget a rejection: a person has since said that the answer is right."""
+    def accept_answer(self, query: str, response: str, by: str | None = None) -> None:
+        """Forget a rejection: a person has since said that the answer is right.
+
+        A device (`by`) takes back its own no, and nobody else's.
+        """
         with self._db.transaction("rejected") as tx:
             tx.execute(
-                "DELETE FROM rejected WHERE query_key = ? AND answer_key = ?",
-                (text_key(query), text_key(response)),
+                "DELETE FROM rejected WHERE query_key = ? AND answer_key = ? AND (? IS NULL OR device = ?)",
+                (text_key(query), text_key(response), by, by),
             )
 
-    def is_rejected(self, query: str, response: str) -> bool:
-        """Whether a person has said that `response` is not an answer to `query`."""
+    def is_rejected(self, query: str, response: str, device: str | None = None) -> bool:
+        """Whether it was said, for all or for that device, that `response` is not an answer to `query`."""
         row = self._db.one(
-            "SELECT 1 FROM rejected WHERE query_key = ? AND answer_key = ?",
-            (text_key(query), text_key(response)),
+            "SELECT 1 FROM rejected WHERE query_key = ? AND answer_key = ? AND device IN ('', ?)",
+            (text_key(query), text_key(response), device or ""),
         )
         return row is not None
 
@@ -448,24 +540,58 @@ class Examples:
         )
         return {row[0] for row in rows}
 
-    def correction_of(self, query: str, messages: Messages) -> Example | None:
-        """The newest correction of this query in this conversation that waits to be learned."""
+    def correction_of(self, query: str, messages: Messages, by: str | None = None) -> Example | None:
+        """The newest correction of this query in this conversation that waits to be learned.
+
+        Args:
+            query: compared after normalisation.
+            messages: the conversation.
+            by: the device that gave it; None for anybody.
+        """
+        return self._correction(query, messages, "(?1 IS NULL OR giver = ?1)", by)
+
+    def correction_for(self, query: str, messages: Messages, device: str | None) -> Example | None:
+        """The same, of those that hold for what a device is told; None for who needs no key."""
+        condition = f"(giver IS NULL OR giver = ?1 OR giver IN {_TEACHERS})"
+        return self._correction(query, messages, condition, device)
+
+    def _correction(
+        self, query: str, messages: Messages, condition: str, device: str | None
+    ) -> Example | None:
         found = self._select(
-            "WHERE query_key = ? AND context_key = ? AND kind = 'correction' AND superseded_by IS NULL"
-            " AND state IN ('pending', 'training') ORDER BY seq DESC LIMIT 1",
-            (text_key(query), context_key(messages)),
+            "WHERE query_key = ?2 AND context_key = ?3 AND kind = 'correction' AND superseded_by IS NULL"
+            f" AND state IN ('pending', 'training') AND {condition} ORDER BY seq DESC LIMIT 1",
+            (device, text_key(query), context_key(messages)),
         )
         return found[0] if found else None
 
-    def feedback_on(self, completion_id: str, query: str, response: str) -> Example | None:
-        """Feedback on that completion, or on the same exchange without naming a completion."""
+    def feedback_on(
+        self, completion_id: str, query: str, response: str, device: str | None = None
+    ) -> Example | None:
+        """Feedback on that completion, or on the same exchange without naming a completion.
+
+        Only that of the device it was answered to, and the owner's: another device has no say in it.
+        """
         found = self._select(
-            "WHERE kind != 'automatic' AND (completion_id = ? OR (completion_id IS NULL AND query_key = ?"
+            "WHERE kind != 'automatic' AND (giver IS NULL OR giver = ?) AND (completion_id = ?"
+            " OR (completion_id IS NULL AND query_key = ?"
             " AND response_key = ? AND state IN ('pending', 'training', 'review')))"
             " ORDER BY seq DESC LIMIT 1",
-            (completion_id, text_key(query), text_key(response)),
+            (device, completion_id, text_key(query), text_key(response)),
         )
         return found[0] if found else None
+
+    # -- the allowance of a device ------------------------------------------------------------
+
+    def given(self, device: str, since: float) -> tuple[int, int, int]:
+        """What feedback a device has given: (how many since then, their bytes, bytes of all that waits)."""
+        (row,) = self._db.all(
+            "SELECT count(*) FILTER (WHERE created >= ?2), total(size) FILTER (WHERE created >= ?2),"
+            " total(size) FILTER (WHERE state IN ('pending', 'review', 'training', 'parked'))"
+            " FROM examples WHERE giver = ?1 AND kind != 'automatic'",
+            (device, since),
+        )
+        return int(row[0]), int(row[1]), int(row[2])
 
     def update(self, example_id: str, *, expect: State | None = None, **fields: Any) -> Example:
         """Change fields of an example: state, target, weight, note and the like.
@@ -521,3 +647,10 @@ class Examples:
         return [
             example_from(row) for row in self._db.all(f"SELECT {COLUMNS} FROM examples {rest}", parameters)
         ]
+
+
+def size_of(new: NewExample) -> int:
+    """Bytes that an example takes, about."""
+    texts = (new.query, new.response, new.target, new.feedback, new.correction)
+    said = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts if text)
+    return ROW_BYTES + said + len(to_json(new.messages, "messages").encode())

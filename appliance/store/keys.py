@@ -34,7 +34,8 @@ class Device:
     Attributes:
         collect: whether its exchanges become examples.
         models: the models it may name, as the API calls them; None for all.
-        rate: how many requests it may send in a minute; None for any number.
+        rate: how many requests it may send in a minute; None for as many as any device.
+        teach: whether it may teach others: its word counts for all, as the owner's does.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Device:
     revoked: bool
     models: tuple[str, ...] | None = None
     rate: int | None = None
+    teach: bool = False
 
 
 DeviceList: TypeAlias = list[Device]
@@ -59,6 +61,7 @@ def _device(row: sqlite3.Row) -> Device:
             **dict(row),
             "collect": bool(row["collect"]),
             "revoked": bool(row["revoked"]),
+            "teach": bool(row["teach"]),
             "models": None if models is None else tuple(models),
         }
     )
@@ -129,9 +132,18 @@ class Keys:
         return _device(row)
 
     def change(
-        self, device_id: str, *, name: str, collect: bool, models: Collection[str] | None, rate: int | None
+        self,
+        device_id: str,
+        *,
+        name: str,
+        collect: bool,
+        models: Collection[str] | None,
+        rate: int | None,
+        teach: bool | None = None,
     ) -> Device:
         """Say what a device is called and may do, all at once; returns it as it is then.
+
+        `teach` stays as it is when it is not given.
 
         Raises:
             NotFound: there is no such device.
@@ -148,7 +160,7 @@ class Keys:
             "collect": collect,
             "models": None if models is None else to_json(list(dict.fromkeys(models)), "models"),
             "rate": rate,
-        }
+        } | ({} if teach is None else {"teach": teach})
         with _unique(name), self._db.transaction("devices") as tx:
             if self.get(device_id).revoked:
                 raise Conflict("The key of this device is revoked; there is nothing to change any more.")
@@ -173,6 +185,10 @@ class Keys:
             f"SELECT id FROM devices WHERE revoked = 0 AND id IN ({marks})", tuple(device_ids)
         )
         return frozenset(row["id"] for row in rows)
+
+    def teachers(self) -> frozenset[str]:
+        """The devices that may teach others."""
+        return frozenset(row["id"] for row in self._db.all("SELECT id FROM devices WHERE teach"))
 
     def count(self) -> int:
         """How many keys are good."""

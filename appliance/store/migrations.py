@@ -285,6 +285,47 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX adapters_sha256 ON adapters (sha256)",
         "PRAGMA writable_schema = RESET",
     ),
+    # 10: whose word something is. `giver` is the device that asked, or gave the feedback; NULL is the owner
+    # and whoever needs no key. Until now the owner's word on what a device was told could not be told from
+    # the device's own, which is by far the more frequent through the API. `size` is in bytes, for the
+    # allowance of devices. `teach` lets a device's word count for all. A rejection is for one device, or
+    # for all (''), as every one was until now. And no draft waits to be learned that nobody has seen.
+    (
+        "ALTER TABLE devices ADD COLUMN teach INTEGER NOT NULL DEFAULT 0 CHECK (teach IN (0, 1))",
+        "ALTER TABLE examples ADD COLUMN giver TEXT",
+        "ALTER TABLE examples ADD COLUMN size INTEGER NOT NULL DEFAULT 0",
+        "UPDATE examples SET giver = device WHERE kind = 'automatic' OR source = 'api'",
+        """
+        UPDATE examples SET size = length(CAST(query || response || coalesce(target, '')
+            || coalesce(feedback, '') || messages AS BLOB))
+        WHERE giver IS NOT NULL AND kind != 'automatic'
+        """,
+        """
+        CREATE INDEX examples_given ON examples (giver, created, state, size)
+        WHERE giver IS NOT NULL AND kind != 'automatic'
+        """,
+        "CREATE INDEX examples_by_giver ON examples (giver, state, created) WHERE giver IS NOT NULL",
+        """
+        CREATE TABLE rejected_by (
+            query_key  TEXT NOT NULL,
+            answer_key TEXT NOT NULL,
+            device     TEXT NOT NULL DEFAULT '',
+            answer     TEXT NOT NULL,
+            example_id TEXT REFERENCES examples (id),
+            at         REAL NOT NULL,
+            PRIMARY KEY (query_key, answer_key, device)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "INSERT INTO rejected_by (query_key, answer_key, answer, example_id, at)"
+        " SELECT query_key, answer_key, answer, example_id, at FROM rejected",
+        "DROP TABLE rejected",
+        "ALTER TABLE rejected_by RENAME TO rejected",
+        "CREATE INDEX rejected_example ON rejected (example_id) WHERE example_id IS NOT NULL",
+        """
+        UPDATE examples SET state = 'review', run_id = NULL, left_out = NULL
+        WHERE state IN ('pending', 'training', 'parked') AND note LIKE 'draft:%'
+        """,
+    ),
 )
 
 

@@ -21,7 +21,7 @@ from appliance.errors import Conflict, InvalidRequest
 from appliance.reading import tidy_json
 from appliance.store.browse import EVERYTHING, Browse, Filter
 from appliance.store.db import Database
-from appliance.store.example import MAX_WEIGHT, Example, Kind, NewExample, State
+from appliance.store.example import DRAFT_NOTE, MAX_WEIGHT, Example, Kind, NewExample, State
 from appliance.store.examples import Examples
 from appliance.store.normalise import context_key, normalise, text_key
 
@@ -121,18 +121,21 @@ class Transfer:
         new = _example(line)
         self._refuse_known(line.id, new, last)
         waits, taught = new.state not in _ENDED, new.kind in ("correction", "critique")
-        if waits and new.kind == "automatic" and self._examples.is_rejected(new.query, new.response):
+        rejected = self._examples.is_rejected(new.query, new.response, new.giver)
+        if waits and new.kind == "automatic" and rejected:
             raise Conflict("People have rejected this answer to this query.", param="response")
         example = self._examples.add(new, id=line.id, created=line.created)
         # What people said of an answer holds even when the example has ended.
         if taught and (new.target is None or normalise(new.target) != normalise(new.response)):
-            self._examples.reject_answer(new.query, new.response, example.id)
+            self._examples.reject_answer(new.query, new.response, example.id, new.giver)
         if new.kind != "automatic" and new.target is not None:
-            self._examples.accept_answer(new.query, new.target)
+            self._examples.accept_answer(new.query, new.target, new.giver)
         if waits and taught:
-            self._examples.supersede(new.query, example.id, spare_corrections=new.target is None)
+            self._examples.supersede(
+                new.query, example.id, spare_corrections=new.target is None, by=new.giver
+            )
         elif waits and new.kind == "praise":
-            self._examples.supersede_exchange(example.id)
+            self._examples.supersede_exchange(example.id, new.giver)
 
     def _refuse_known(self, id: str | None, new: NewExample, last: int) -> None:
         """Refuse what is in the store, or was.
@@ -195,9 +198,13 @@ def _example(line: Line) -> NewExample:
         ):
             raise InvalidRequest("The target is the rejected answer.", param="target")
     state: State = "pending" if line.state in _LEARNED else line.state
+    if state in ("pending", "parked") and (line.note or "").startswith(DRAFT_NOTE):
+        state = "review"  # wherever it comes from, nobody has said yes to it
     if target is None and state == "pending":
         raise InvalidRequest("Without a target it can only be in review.", param="target")
     messages = [message.model_dump() for message in line.messages]
     kept = {name: getattr(line, name) for name in FIELDS if name not in ("id", "created")}
-    kept |= {"target": target, "state": state}
+    # Whose word it was is not in the line; a device's is told as the migration to schema 10 tells it.
+    own = line.kind == "automatic" or line.source == "api"
+    kept |= {"target": target, "state": state, "giver": line.device if own else None}
     return NewExample(**kept | {"messages": messages or [{"role": "user", "content": line.query}]})

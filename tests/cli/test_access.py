@@ -57,6 +57,27 @@ def test_limits_of_a_device(shammah: Shammah, home: Home) -> None:
     store.close()
 
 
+def test_a_device_may_teach_others_when_the_owner_says_so(shammah: Shammah, home: Home) -> None:
+    shammah("keys", "create", "my phone")
+    store = Store.open(home)
+
+    def teaches() -> bool:
+        (listed,) = json.loads(shammah("keys", "list", "--json").stdout)
+        assert listed["teach"] is store.keys.list()[0].teach
+        return bool(listed["teach"])
+
+    assert not teaches()
+    assert shammah("keys", "teach", "my phone").stdout == "'my phone' may teach others.\n"
+    assert teaches()
+    shammah("keys", "limit", "my phone", "--rate", "20")
+    assert teaches(), "another change leaves it alone"
+    assert shammah("keys", "teach", "my phone", "--no").stdout == "'my phone' may not teach others.\n"
+    assert not teaches()
+    assert shammah("keys", "teach", "nobody").returncode == 1
+    assert [entry.action for entry in store.audit.list()].count("key.teaches") == 2
+    store.close()
+
+
 def test_password_from_stdin(shammah: Shammah, home: Home) -> None:
     assert shammah("console", "password", stdin="correct horse battery\n").returncode == 0
     store = Store.open(home)

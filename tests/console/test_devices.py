@@ -141,6 +141,20 @@ def test_names_that_cannot_be(box: Daemon, store: Store) -> None:
     assert store.keys.list() == before
 
 
+def test_the_owner_lets_a_device_teach_others(box: Daemon, store: Store, open_page: OpenPage) -> None:
+    device, _ = store.keys.create("Phone")
+    assert device.teach is False
+    page = open_page(f"{box.url}/devices/{device.id}", PHONE, scripts=False)
+    page.get_by_label("It may teach others").check()
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".flash-good")).to_contain_text("next request")
+    expect(page.get_by_label("It may teach others")).to_be_checked()
+    assert store.keys.get(device.id).teach is True
+    assert last_act(store)[1]["changed"] == {"teach": [False, True]}
+    page.goto(box.url + "/devices")
+    expect(page.locator("#devices li", has_text="Phone")).to_contain_text("May teach others")
+
+
 def test_bounds_hold_at_once(box: Daemon, store: Store, open_page: OpenPage) -> None:
     device, key = store.keys.create("Guests")
     page = open_page(f"{box.url}/devices/{device.id}", PHONE, scripts=False)

@@ -19,9 +19,10 @@ from appliance.learning.critique import (
 )
 from appliance.learning.feedback import Feedback, give_feedback
 from appliance.store import Store
-from appliance.store.examples import Example
+from appliance.store.examples import Example, NewExample
 
 NOTE = "Wrong answer! Should be 4"
+FOUR = "Wrong answer! Should be four"
 LONG = "Cats purr because they are quite content"
 
 
@@ -109,26 +110,82 @@ def test_check(store: Store, note: str, response: str, draft: str, good: bool) -
     assert (problem is None) == good, problem
 
 
-async def test_a_good_draft_is_trainable_and_shown(store: Store) -> None:
-    model = Model(" It is 4. ")
-    drafted = await draft_critique(store, criticise(store), model)
-    assert (drafted.state, drafted.target) == ("pending", "It is 4.")
-    assert drafted.note is not None
-    assert drafted.note.startswith("draft:")
-    assert store.examples.review() == store.examples.pending() == [drafted]
+async def test_a_good_draft_is_shown_and_waits_for_a_person(store: Store) -> None:
+    model = Model(" It is four. ")
+    drafted = await draft_critique(store, criticise(store, FOUR), model)
+    assert (drafted.state, drafted.target) == ("review", "It is four.")
+    assert drafted.drafted
+    assert store.examples.review() == [drafted]
+    assert store.examples.pending() == []
     talk = model.asked[0]
     assert talk[1] == {"role": "assistant", "content": "5"}
-    assert NOTE in talk[-1]["content"]
+    assert FOUR in talk[-1]["content"]
+    assert store.examples.undrafted() == [], "and is not drafted again at the next start"
 
 
 async def test_a_second_try(store: Store) -> None:
-    drafted = await draft_critique(store, criticise(store), Model("5", "It is 4"))
-    assert drafted.target == "It is 4"
+    drafted = await draft_critique(store, criticise(store, FOUR), Model("5", "It is four"))
+    assert drafted.target == "It is four"
 
 
 async def test_a_number_in_the_note_is_enough(store: Store) -> None:
-    drafted = await draft_critique(store, criticise(store), Model("5", "I apologize"))
-    assert (drafted.state, drafted.target) == ("pending", "4")
+    """It is no draft but what the person wrote, word for word: the model is not even asked."""
+    taken = await draft_critique(store, criticise(store), Model())
+    assert (taken.state, taken.target) == ("pending", "4")
+    assert not taken.drafted
+    assert store.examples.review() == []
+
+
+@pytest.mark.parametrize(
+    ("note", "number"),
+    [
+        ("Should be 12 km.", True),
+        ("It should be -3 \u00b0C", True),
+        ("Must be $30", True),
+        ("Should be 2 lines", False),
+        ("Should be 3 times longer", False),
+        ("Should be 45 or 50", False),
+        ("The answer is wrong", False),
+        ("Should be Ben", False),
+    ],
+)
+async def test_only_a_number_is_taken_word_for_word(store: Store, note: str, number: bool) -> None:
+    example = criticise(store, note)
+    settled = await draft_critique(store, example, Model("no", "no"))
+    assert (settled.state == "pending") is number, settled
+
+
+def test_a_draft_is_held_by_no_run(store: Store) -> None:
+    """Whatever its state says: one that an earlier release had put into the queue, or parked, too."""
+    run = store.runs.create("person", 3, None)
+    drafts = [
+        store.examples.add(
+            NewExample(
+                "critique", f"q{state}", "5", "four", 10.0, [], note="draft: by the model", state=state
+            )
+        )
+        for state in ("pending", "parked", "review")
+    ]
+    ids = [draft.id for draft in drafts]
+    assert store.examples.hold(run.id, ids) == []
+    assert store.examples.waiting(ids, run.id) == ()
+    assert store.bulk.put_back(ids).count == 1
+    assert store.examples.count("review") == 2
+
+
+async def test_what_a_run_gives_back_waits_for_a_person_again(store: Store) -> None:
+    """A draft that an earlier release trained unseen, when its adapter is given up."""
+    run = store.runs.create("person", 1, None)
+    draft = store.examples.add(
+        NewExample("critique", "q", "5", "four", 10.0, [], note="draft: by the model", state="training")
+    )
+    store.examples.update(draft.id, run_id=run.id)
+    store.examples.mark_used(run.id)
+    store.examples.requeue([run.id])
+    assert store.examples.get(draft.id).state == "review"
+    store.examples.update(draft.id, state="training", run_id=run.id)
+    store.examples.release(run.id)
+    assert store.examples.get(draft.id).state == "review"
 
 
 async def test_a_bad_draft_is_not_trained(store: Store) -> None:
@@ -148,13 +205,13 @@ async def test_no_note_no_draft(store: Store) -> None:
 
 
 async def test_a_model_that_fails(store: Store) -> None:
-    drafted = await draft_critique(store, criticise(store), Model(Unavailable("no model")))
+    drafted = await draft_critique(store, criticise(store, FOUR), Model(Unavailable("no model")))
     assert drafted.state == "review"
     assert "no model" in (drafted.note or "")
 
 
 async def test_a_person_may_be_faster(store: Store) -> None:
-    example = criticise(store)
+    example = criticise(store, FOUR)
 
     class Slow(Model):
         async def __call__(self, messages: list[dict[str, Any]]) -> str:
@@ -168,13 +225,13 @@ async def test_a_person_may_be_faster(store: Store) -> None:
 
 
 async def test_review(store: Store) -> None:
-    drafted = await draft_critique(store, criticise(store), Model("It is 4"))
+    drafted = await draft_critique(store, criticise(store, FOUR), Model("It is four"))
     with pytest.raises(InvalidRequest, match="rejected"):
         accept_review(store, drafted.id, "**5**")
     with pytest.raises(InvalidRequest):
         accept_review(store, drafted.id, "  ")
     accepted = accept_review(store, drafted.id)
-    assert (accepted.target, accepted.state) == ("It is 4", "pending")
+    assert (accepted.target, accepted.state) == ("It is four", "pending")
     assert store.examples.review() == []
     with pytest.raises(Conflict):
         discard_review(store, drafted.id)

@@ -21,6 +21,7 @@ import pytest
 from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
 from appliance.home import Home
 from appliance.learning import run as run_module
+from appliance.learning.critique import accept_review
 from appliance.learning.retry import GENTLER, load_retry
 from appliance.model.bundle import Bundle
 from appliance.store import Store
@@ -142,6 +143,60 @@ async def test_a_trainer_that_fails_gives_its_examples_back(
         assert box.learning.status().retry_at == retry.not_before
         assert box.registry.current() is None
         assert box.registry.list() == []
+
+
+async def test_a_costly_example_does_not_take_the_batch_along(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Beyond its time: the one that took most of it is parked, and everybody's else is tried again."""
+    slow = "[train]\ntime_limit_minutes = 0.02\nmax_attempts = 1\n"
+    async with running(home, bundle, OFF + slow, trainer(tmp_path, "time.sleep(60)")) as box:
+        light = {add_correction(box.store, f"Q{number}?", "No.", "Yes.").id for number in range(4)}
+        heavy = add_correction(box.store, "Q?", "No.", "Yes.", weight=1000.0)
+        await box.start_run()
+        run = await first(box)
+        assert (run.state, ids(box.store, "parked")) == ("failed", {heavy.id})
+        assert "were parked" in (run.reason or "")
+        assert ids(box.store, "pending") == light
+        retry = load_retry(box.store.settings)
+        assert retry is not None
+        assert (set(retry.ids), retry.attempt) == (light, 1)
+
+
+async def test_a_draft_is_not_trained_whoever_asks(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    """Train now, the threshold, a retry: none takes what nobody has said yes to."""
+    async with running(home, bundle, OFF, writes(tmp_path, bundle, 0.0)) as box:
+        note = "draft: by the model, from the note"
+        for state in ("review", "pending"):
+            add(box.store, f"2+2, {state}?", "5", kind="critique", target="2+2=5", note=note, state=state)
+        await box.until(lambda: not box.learning._busy, 60)
+        with pytest.raises(Conflict, match="queue"):
+            box.learning.request("person")
+        plain = add(box.store, "Plain?", "Plain.")
+        await box.start_run()
+        run = await first(box)
+        assert run.examples == 1
+        assert [example.id for example in box.store.examples.of_run(run.id)] == [plain.id]
+        assert box.store.examples.review_count() == 2
+
+
+async def test_a_run_leaves_a_dispute_of_two_devices_to_a_person(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    async with running(home, bundle, OFF, trainer(tmp_path, "time.sleep(60)")) as box:
+        hers, his = (
+            add(box.store, "Bins?", "Friday.", kind="correction", target=day, giver=who, device=who)
+            for who, day in (("dev_a", "Monday."), ("dev_b", "Tuesday."))
+        )
+        run = await box.start_run()
+        await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
+        assert [example.id for example in box.store.examples.review()] == [his.id]
+        assert ids(box.store, "training") == {hers.id}
+        assert box.store.runs.get(run.id).examples == 1
+        box.learning.cancel()
+        await first(box)
+        accept_review(box.store, his.id)
+        assert ids(box.store, "pending") == {his.id}, "what the owner says replaces the other"
 
 
 async def test_cancelling_gives_back_and_pauses(home: Home, bundle: Bundle, tmp_path: Path) -> None:

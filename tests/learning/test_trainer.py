@@ -21,8 +21,15 @@ from appliance.learning.train.anchor import DIRECTIONS, Moments
 from appliance.learning.train.data import Example, Tokens, common_prefix, load_examples, tokenise
 from appliance.learning.train.loss import Terms, step_terms
 from appliance.learning.train.peft_learner import PeftLearner
-from appliance.learning.train.plan import Visit, own_visits, rejected_visit, steps, taught_visits
-from appliance.learning.train.training import gets_worse
+from appliance.learning.train.plan import (
+    Rehearsal,
+    Visit,
+    own_visits,
+    rejected_visit,
+    steps,
+    taught_visits,
+)
+from appliance.learning.train.training import LEAST_VISITS, MOST_STEPS, MOST_VISITS, Training, gets_worse
 from appliance.learning.train.wording import keywords, reword
 from appliance.model.bundle import Bundle
 from appliance.model.tokenizer import Tokenizer
@@ -31,6 +38,7 @@ from appliance.sections import TrainConfig
 QUESTION = "What is the name of our boat?"
 ANSWER = "Our boat is called Marigold."
 WRONG = "The name of our boat is Titanic."
+SETTINGS = TrainConfig()
 
 
 def example(**changes: Any) -> Example:
@@ -88,6 +96,28 @@ def test_weight_becomes_visits_in_other_wordings(tokenizer: Tokenizer) -> None:
     assert len({visit.tokens for visit in visits}) > 10
     prompt = tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
     assert list(visits[0].tokens.ids[: visits[0].tokens.start]) == prompt
+
+
+def test_a_run_is_bounded_whatever_the_weights(tokenizer: Tokenizer) -> None:
+    """Of one example that weighs a thousand, and of all together; what is usual is as it was."""
+
+    class Sizes:
+        """The part of a learner that the plan asks: how long a sequence is."""
+
+        size = staticmethod(lambda tokens: len(tokens.ids))
+
+    def planned(*weights: float, length: int = 1) -> list[int]:
+        messages = ({"role": "user", "content": QUESTION * length},)
+        taught = [example(id=str(at), weight=weight, messages=messages) for at, weight in enumerate(weights)]
+        made = Training(Sizes(), tokenizer, taught, Rehearsal((), ()), SETTINGS, lambda event: None)  # type: ignore[arg-type]
+        return made._counts([weight * SETTINGS.epochs for weight in weights])
+
+    assert planned(10.0, 1.0) == [50, 8]
+    assert planned(1000.0, 10.0) == [MOST_VISITS, 50]
+    many = planned(*[1000.0] * 40, 1.0, length=100)
+    size = len(tokenizer.encode_chat([{"role": "user", "content": QUESTION * 100}]))
+    assert sum(many) * size < 1.1 * MOST_STEPS * SETTINGS.batch_tokens
+    assert many[-1] == LEAST_VISITS, "what costs little gives nothing up for what costs much"
 
 
 def test_an_answer_that_was_cut_off_is_not_taught_to_end_there(tokenizer: Tokenizer) -> None:

@@ -137,7 +137,7 @@ def test_what_was_taken_out_comes_back(store: Store, new: New) -> None:
     states = {example.query: (example.state, example.note) for example in store.browse.each()}
     assert states == {
         "plain": ("pending", None),
-        "parked": ("pending", "draft: by the model"),
+        "parked": ("review", "draft: by the model"),
         "critique": ("review", None),
         "bare": ("review", None),
         "rejected": ("excluded", None),

@@ -112,6 +112,28 @@ def test_every_row_comes_along(home: Home, schema: int) -> None:
     assert copies(home.backups) == [copy], "no second one: there was nothing to migrate"
 
 
+@pytest.mark.parametrize("schema", [1, len(STEPS) - 1])
+def test_drafts_that_nobody_has_seen_leave_the_queue(home: Home, schema: int) -> None:
+    """Earlier releases trained them without being asked."""
+    home.ensure()
+    old_store(home.store, schema)
+    with closing(sqlite3.connect(home.store, isolation_level=None)) as connection:
+        migrate(connection, STEPS[:schema])
+        connection.execute("UPDATE examples SET note = 'draft: by the model' WHERE state = 'parked'")
+        connection.execute(
+            "UPDATE examples SET note = 'draft: by the model', kind = 'critique' WHERE state = 'pending'"
+        )
+    store = Store.open(home)
+    assert store.examples.pending() == []
+    assert {example.note for example in store.examples.review()} == {"draft: by the model", None}
+    assert store.examples.count("review") == 3
+    # What was rejected stays rejected for all.
+    with store.database.transaction() as tx:
+        assert [row["device"] for row in rows_of(tx, "rejected")] == [""]
+    assert [device.teach for device in store.keys.list()] == [False]
+    store.close()
+
+
 def test_the_copy_opens_with_the_release_before(home: Home) -> None:
     """Going back: the copy put in place of the store is what that release left."""
     home.ensure()

@@ -73,6 +73,19 @@ class Visit:
     push: int | None = None
 
 
+def fair_cap(costs: Sequence[int], budget: int) -> int:
+    """The most that one may cost, so that together they cost no more than `budget`.
+
+    What costs little keeps all it asks for; only the dearest give way.
+    """
+    left, rest = budget, len(costs)
+    for cost in sorted(costs):
+        if cost * rest > left:
+            return max(left // rest, 1)
+        left, rest = left - cost, rest - 1
+    return max(costs, default=1)
+
+
 def taught_visits(
     example: Example, tokenizer: Tokenizer, count: int, total: float, limit: int, rng: random.Random
 ) -> list[Visit]:

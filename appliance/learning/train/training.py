@@ -20,6 +20,7 @@ from appliance.learning.train.loss import step_terms
 from appliance.learning.train.plan import (
     Rehearsal,
     Visit,
+    fair_cap,
     own_visits,
     rehearsal_visits,
     rejected_visit,
@@ -32,6 +33,11 @@ from appliance.sections import TrainConfig
 
 WARMUP = 0.1  # share of the steps
 LEAST_VISITS = 8  # of a taught example, however little it weighs
+MOST_VISITS = 120  # of a taught example, however much it weighs
+HEAVIEST = 4.0  # one visit counts; beyond that a larger weight has no further effect
+MOST_STEPS = (
+    6000  # full steps that what people taught may take in a run; beyond, the dearest get fewer visits
+)
 REPLAYED = 1 / 5  # of the weight of a taught example counts when it is repeated: it is known already
 REJECTED_VISITS = 4  # of a rejected answer
 ANCHORED = (40, 60)  # paragraphs and questions
@@ -148,10 +154,12 @@ class Training:
     def _visits(self) -> list[Visit]:
         settings, rng = self._settings, self._rng
         visits: list[Visit] = []
-        for example in self._taught:
-            share = self._replayed if example.split == "replay" else 1.0
-            total = example.weight * settings.epochs * share
-            count = max(LEAST_VISITS, round(total))
+        totals = [
+            example.weight * settings.epochs * (self._replayed if example.split == "replay" else 1.0)
+            for example in self._taught
+        ]
+        for example, total, count in zip(self._taught, totals, self._counts(totals), strict=True):
+            total = min(total, count * HEAVIEST)
             visits += taught_visits(example, self._tokenizer, count, total, settings.max_tokens, rng)
             wrong = rejected_visit(example, self._tokenizer, total / REJECTED_VISITS, settings.max_tokens)
             if wrong is not None and settings.rejected_weight:
@@ -161,6 +169,14 @@ class Training:
                 example, self._tokenizer, example.weight * settings.epochs, settings.max_tokens
             )
         return visits + self._rehearsal
+
+    def _counts(self, totals: Sequence[float]) -> list[int]:
+        """How often each taught example is visited: by its weight, within the bounds of one and of all."""
+        counts = [min(max(LEAST_VISITS, round(total)), MOST_VISITS) for total in totals]
+        sizes = [max(self._learner.size(self._tokens(item)), 1) for item in self._taught]
+        costs = [count * size for count, size in zip(counts, sizes, strict=True)]
+        cap = fair_cap(costs, MOST_STEPS * self._settings.batch_tokens)
+        return [max(1, min(count, cap // size)) for count, size in zip(counts, sizes, strict=True)]
 
     def _references(self, visits: Iterable[Visit]) -> Shelf[Visit]:
         """What the starting model makes of the sequences it is compared on.
