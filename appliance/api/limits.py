@@ -29,11 +29,13 @@ class _Bucket:
         seconds: so many.
         at: when that was.
         returns: what may still be given back for requests that were refused.
+        cost: of the last request.
     """
 
     seconds: float
     at: float
     returns: float
+    cost: float = 0.0
 
 
 class Limits:
@@ -71,6 +73,7 @@ class Limits:
                 retry_after=wait,
             )
         bucket.seconds -= cost
+        bucket.cost = cost
 
     def give_back(self, device: Device) -> None:
         """A request that `take` let pass was refused for what it said: it does not count.
@@ -78,9 +81,6 @@ class Limits:
         Only so many in a minute, or a program that sends nonsense could do so without end.
         """
         bucket = self._buckets.get(device.id)
-        if bucket is None or device.rate is None:
-            return
-        cost = _FULL / device.rate
-        if bucket.returns >= cost:
-            bucket.returns -= cost
-            bucket.seconds = min(_FULL, bucket.seconds + cost)
+        if bucket is not None and bucket.returns >= bucket.cost:
+            bucket.returns -= bucket.cost
+            bucket.seconds = min(_FULL, bucket.seconds + bucket.cost)
