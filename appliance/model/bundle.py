@@ -23,6 +23,8 @@ from appliance.home import Home
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOOL_TEMPLATE = "tool_template.jinja"  # of the few models that have one of its own for tools
 FORMAT = 3
 Scalar = TypeVar("Scalar", bound=np.generic)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
