@@ -187,6 +187,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         take()
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str):
+            for name in ("_loop_vars", "_block_vars"):  # what Jinja tells functions that want its context
+                options.pop(name, None)
             return authored.call(owner, function.__name__, args, options)
         if owner is not None and function.__name__ not in _METHODS.get(type(owner), ()):
             raise SecurityError(f"{function.__name__!r} is not available to chat templates")
