@@ -89,7 +89,8 @@ class Config(Section):
             running: Section = getattr(self, name)
             kept = {key: getattr(running, key) for key in type(running).taken(Taken.AT_START)}
             section = getattr(new, name).model_copy(update=kept)
-            if section != running:
+            # Which keys were given counts as well: what was not may come from the model.
+            if section != running or section.model_fields_set != running.model_fields_set:
                 object.__setattr__(self, name, section)  # frozen for all others
 
 

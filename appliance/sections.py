@@ -278,10 +278,12 @@ class ModelConfig(Section):
         description="Adapters kept ready beside the one in service, for requests that name them.",
     )
     temperature: AtUse[Annotated[float, Field(ge=0, le=2)]] = Field(
-        0.2, description="Sampling temperature when the request names none; a small model needs a low one."
+        0.2,
+        description="Sampling temperature when the request names none; a small model needs a low one. "
+        "What is set here goes before what the model's own files say, and those before this default.",
     )
     top_p: AtUse[Annotated[float, Field(gt=0, le=1)]] = Field(
-        0.9, description="Nucleus sampling mass when the request names none."
+        0.9, description="Nucleus sampling mass when the request names none; as with the temperature."
     )
     default_max_tokens: AtUse[int] = Field(
         512, ge=1, le=1_000_000, description="Answer length when the request names none."

@@ -35,7 +35,7 @@ def cache() -> Path:
     root = Path(os.environ.get("SHAMMAH_TEST_CACHE") or Path(__file__).parents[1] / ".cache").absolute()
     code = hashlib.sha256()
     for file in sorted(Path(model.__path__[0]).glob("*.py")):
-        if file.name in ("build.py", "bundle.py", "convert.py", "graph.py", "quantize.py"):
+        if file.name in ("build.py", "bundle.py", "chat.py", "convert.py", "graph.py", "quantize.py"):
             code.update(file.read_bytes())
     place = root / f"tests-{code.hexdigest()[:12]}"
     place.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ from appliance.learning.collector import CollectedExchange
 
 PING_SECONDS = 10.0
 """A comment is sent this often while nothing else is: proxies and clients drop silent streams."""
+_PLAIN = {"top_k": 0.0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""How is sampled what neither request nor model wants otherwise."""
 
 
 async def begin(
@@ -200,15 +202,20 @@ def _sampling(request: Request, body: GenerationBody) -> SamplingParams:
             param="logit_bias",
             code="invalid_value",
         )
+    # What the request says counts, then what the owner set, then what the model's files say, then ours.
+    own = {**_PLAIN, "temperature": defaults.temperature, "top_p": defaults.top_p}
+    hints = request.app.ctx.bundle.manifest.sampling.items()
+    own |= {key: value for key, value in hints if key in own and key not in defaults.model_fields_set}
+    wanted = {key: value if (said := getattr(body, key)) is None else said for key, value in own.items()}
     return SamplingParams(
-        temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=defaults.top_p if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,
+        temperature=wanted["temperature"],
+        top_p=wanted["top_p"],
+        top_k=int(wanted["top_k"]),
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         seed=body.seed,
-        min_p=body.min_p or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        min_p=wanted["min_p"],
+        repetition_penalty=wanted["repetition_penalty"],
         logit_bias=bias,
     )
 

@@ -65,6 +65,8 @@ def import_(source: str, name: str | None, use_it: bool) -> None:
 
         bundle = import_model(source, home, name, progress)
     click.echo(f"{bundle.name} is imported.")
+    for note in bundle.manifest.notes:
+        click.echo(f"Note: {note}", err=True)
     if use_it:
         _use(home, bundle.name)
 

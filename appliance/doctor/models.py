@@ -41,6 +41,8 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
                     f"Import it again, or delete it: `rm -r {path}`.",
                 )
             continue
+        for said in bundle.manifest.notes if path.name == served else ():
+            yield note(f"{path.name}: {said}")
         how = "all files have their size" if box.quick else "all files have their hash"
         yield ok(f"{path.name}{', which is served' if path.name == served else ''}: {how}.")
 

@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from appliance.errors import BundleError
+from appliance.model.bundle import CHAT_TEMPLATE
+from appliance.model.chat import check_templates, write_templates
+from appliance.model.sampling import read_sampling
 from appliance.model.source import read_config
+from appliance.model.tryout import compare, read_ids, source_logits
+from appliance.model.weights import read_json
 
 FACTS = "facts.json"
 
@@ -47,15 +52,20 @@ def build(work: Path, report: Any) -> None:
     config = read_config(checkpoint)
     report("Reading tokenizer", 0.4)
     _write_tokenizer(checkpoint, out)
+    notes = check_templates(out)
+    report("Asking the original", 0.42)
+    ids = read_ids(out, config["vocab_size"])
+    wanted = source_logits(checkpoint, ids)
     report("Building graph", 0.45)
     _run_builder(checkpoint, work)
+    gc.collect()
     from appliance.model.graph import QUANTIZATION, transform
 
     report("Quantizing", 0.7)
     ports = transform(work / "graph", out, config)
     shutil.copy(checkpoint / "config.json", out / "config.json")
-    report("Trying it out", 0.9)
-    _try_out(out, config)
+    report("Comparing it with the original", 0.9)
+    compare(out, config, ids, wanted)
     facts = {
         "family": config["model_type"],
         "context_length": config["max_position_embeddings"],
@@ -65,7 +75,9 @@ def build(work: Path, report: Any) -> None:
         "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         "hidden": config["hidden_size"],
         "eos_ids": _eos_ids(checkpoint, out, config),
-        "chat_template": (out / "chat_template.jinja").exists(),
+        "chat_template": (out / CHAT_TEMPLATE).exists(),
+        "sampling": read_sampling(checkpoint),
+        "notes": notes,
         "quantization": QUANTIZATION,
         "ports": [asdict(port) for port in ports],
     }
@@ -87,13 +99,15 @@ def _write_tokenizer(checkpoint: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
     path = out / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("is_local", "local_files_only", "name_or_path"):
+    for key in ("chat_template", "is_local", "local_files_only", "name_or_path"):
         settings.pop(key, None)
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    wanted = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     for file in out.iterdir():
-        if file.name not in wanted:
+        if file.is_dir():  # templates by name
+            shutil.rmtree(file)
+        elif file.name not in ("tokenizer.json", "tokenizer_config.json"):
             file.unlink()
+    write_templates(checkpoint, tokenizer.chat_template, out)
 
 
 def _run_builder(checkpoint: Path, work: Path) -> None:
@@ -120,7 +134,7 @@ def _eos_ids(checkpoint: Path, out: Path, config: dict[str, Any]) -> list[int]:
     sources = [config]
     generation = checkpoint / "generation_config.json"
     if generation.exists():
-        sources.append(json.loads(generation.read_text(encoding="utf-8")))
+        sources.append(read_json(generation))
     for source in sources:
         value = source.get("eos_token_id")
         found.update(value if isinstance(value, list) else [] if value is None else [value])
@@ -134,38 +148,6 @@ def _eos_ids(checkpoint: Path, out: Path, config: dict[str, Any]) -> list[int]:
     if not found:
         raise BundleError("Neither the config nor the tokenizer says which token ends an answer.")
     return sorted(int(ident) for ident in found)
-
-
-def _try_out(out: Path, config: dict[str, Any]) -> None:
-    """The graph loads in the runtime that will serve it, and answers with finite numbers."""
-    import numpy as np
-    import onnxruntime as ort
-
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads", heads)
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(out / "model.onnx", options, providers=["CPUExecutionProvider"])
-        places = np.arange(4, dtype=np.int64)
-        feed = {
-            "input_ids": places % config["vocab_size"],
-            "unpack_index": places[None],
-            "pack_index": np.stack([np.zeros_like(places), places], axis=1),
-            "seqlens_k": np.array([3], np.int32),
-            "query_seqlens": np.array([4], np.int32),
-            "total_sequence_length": np.array(4, np.int32),
-            "logits_index": np.array([3], np.int64),
-        }
-        past = np.zeros((1, kv_heads, 0, head_dim), np.float32)
-        for layer in range(config["num_hidden_layers"]):
-            feed[f"past_key_values.{layer}.key"] = feed[f"past_key_values.{layer}.value"] = past
-        (logits,) = session.run(["logits"], feed)
-    except Exception as error:  # the runtime's own exception types are not part of its interface
-        raise BundleError(f"The imported graph does not run: {error}") from error
-    if logits.shape != (1, config["vocab_size"]) or not np.isfinite(logits).all():
-        raise BundleError("The imported graph runs but its answers are not finite numbers.")
 
 
 def _die_with_parent() -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ from appliance.home import Home
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOOL_TEMPLATE = "tool_template.jinja"  # of the few models that have one of its own for tools
 FORMAT = 3
 Scalar = TypeVar("Scalar", bound=np.generic)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -95,6 +97,8 @@ class Manifest:
         base_hash: identity of the graph and weights; an adapter belongs to exactly one.
         eos_ids: tokens that end an answer.
         chat_template: whether the model can chat.
+        sampling: how it wants to be sampled, by its own files; empty when they do not say.
+        notes: what it cannot do, a sentence each.
     """
 
     name: str
@@ -114,6 +118,8 @@ class Manifest:
     base_hash: str
     files: Mapping[str, FileEntry]
     ports: tuple[Port, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -246,6 +252,8 @@ def _parse(data: Any) -> Manifest:
             "files": files,
             "eos_ids": tuple(data["eos_ids"]),
             "ports": tuple(Port.from_json(port) for port in data["ports"]),
+            "sampling": {str(key): float(value) for key, value in data.get("sampling", {}).items()},
+            "notes": tuple(str(note) for note in data.get("notes", ())),
         }
     )
     if not NAME.fullmatch(manifest.name):

@@ -46,6 +46,7 @@ from appliance.model.source import (
     fetch,
     resolve,
 )
+from appliance.model.weights import gguf_parts
 
 Progress = Callable[[str, float], None]
 _TEMP = ".import-"
@@ -164,6 +165,7 @@ def _build(
         files[file.name] = hash_file(file)
     facts: dict[str, Any] = json.loads((work / "facts.json").read_text(encoding="utf-8"))
     facts["eos_ids"] = tuple(facts["eos_ids"])
+    facts["notes"] = tuple(facts["notes"])
     facts["ports"] = tuple(Port.from_json(port) for port in facts["ports"])
     manifest = Manifest(
         name=target.name,
@@ -278,7 +280,10 @@ def _intact(bundle: Bundle) -> Bundle | None:
 
 def _check_disk(home: Home, kind: Literal["gguf", "checkpoint"], path: Path) -> None:
     # fp32 graph, 8-bit bundle, and for a GGUF the fp32 checkpoint between them.
-    width = 4 + 1.2 + (4 if kind == "gguf" else 0)
+    # One of several parts is put together first, and a weight has two bytes there at the most.
+    width = (
+        4 + 1.2 + (4 if kind == "gguf" else 0) + (2 if kind == "gguf" and len(gguf_parts(path)) > 1 else 0)
+    )
     need = int(count_parameters(kind, path) * width) + 64 * 2**20
     free = shutil.disk_usage(home.models).free
     if free < need:

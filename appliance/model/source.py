@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import re
 import shutil
 import threading
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from appliance.errors import BundleError, StorageFull
 from appliance.model.bundle import hash_file
+from appliance.model.weights import check_shards, check_sizes, gguf_parts, model_stem, read_json
 
 DEFAULT = "default"
 DEFAULT_NAME = "smollm2-135m-instruct"
@@ -28,6 +28,7 @@ _WANTED = [
     "*.json",
     "tokenizer.model",
     "*.jinja",
+    "additional_chat_templates/*.jinja",
     "LICENSE*",
     "NOTICE*",
 ]
@@ -81,7 +82,8 @@ def resolve(text: str) -> Source:
         if path.suffix.lower() != ".gguf":
             raise BundleError(f"{path} is no model: give a .gguf file or a checkpoint directory.")
         path = path.resolve()
-        return Source("gguf", str(path), _slug(path.stem), path)
+        parts = gguf_parts(path)  # whichever of them was named, the model is the same
+        return Source("gguf", str(parts[0]), _slug(model_stem(path)), parts[0])
     if _HUB_ID.fullmatch(text):
         return Source("hub", text, _slug(text.split("@")[0].split("/")[1]))
     raise BundleError(
@@ -108,7 +110,9 @@ def fetch(source: Source, progress: Callable[[int, int], None] = lambda done, to
     if source.kind == "checkpoint":
         return _inspect_checkpoint(source.path)
     licenses = _embedded_licenses() if source.id == DEFAULT else _licenses(source.path.parent)
-    return LocalSource("gguf", source.path, hash_file(source.path).sha256, licenses)
+    hashes = [hash_file(part).sha256 for part in gguf_parts(source.path)]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return LocalSource("gguf", source.path, whole, licenses)
 
 
 def count_parameters(kind: Literal["gguf", "checkpoint"], path: Path) -> int:
@@ -121,29 +125,25 @@ def count_parameters(kind: Literal["gguf", "checkpoint"], path: Path) -> int:
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         config = read_config(path)
         return size // (4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2)
-    from appliance.model.convert import gguf_fields
+    from appliance.model.convert import check_tensors, read_gguf
 
-    fields = gguf_fields(path)
+    file = read_gguf(path)
     # GGUF files call the Mistral family "llama" as well.
-    if fields["general.architecture"] not in FAMILIES:
-        raise _unsupported(fields["general.architecture"])
-    return int(fields["parameters"])
+    if file.architecture not in FAMILIES:
+        raise _unsupported(file.architecture)
+    check_tensors(file)
+    return file.parameters
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The `config.json` of a checkpoint directory."""
-    try:
-        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is no checkpoint: it has no config.json.") from error
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise BundleError(f"{path / 'config.json'} is no JSON object.")
-    return data
+    if not (path / "config.json").exists():
+        raise BundleError(f"{path} is no checkpoint: it has no config.json.")
+    return read_json(path / "config.json")
 
 
 def _inspect_checkpoint(path: Path) -> LocalSource:
+    check_sizes(path)
     config = read_config(path)
     family = config.get("model_type")
     if family not in FAMILIES or config.get("architectures", [FAMILIES[family]]) != [FAMILIES[family]]:
@@ -154,9 +154,10 @@ def _inspect_checkpoint(path: Path) -> LocalSource:
         raise BundleError(f"{path} has no *.safetensors file (other formats can run code and are refused).")
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         raise BundleError(f"{path} has no tokenizer.json.")
+    check_shards(path)
     digest = hashlib.sha256()
     for file in sorted(p for pattern in _WANTED for p in path.glob(pattern)):
-        digest.update(f"{file.name} {hash_file(file).sha256}\n".encode())
+        digest.update(f"{file.relative_to(path)} {hash_file(file).sha256}\n".encode())
     return LocalSource("checkpoint", path, digest.hexdigest(), _licenses(path))
 
 

@@ -2,12 +2,11 @@
 
 Text from users must never become control tokens, whatever it contains:
 
-* While the template runs, the first character of every control token inside a message is replaced
-  by a mark that cannot be guessed, and the message's edges are marked too. So every control token
-  that can be read in the result, in one piece, was written by the template.
+* While the template runs, what it writes itself is told from what users wrote (`authored`), which it
+  sees exactly as it was written. Only what the template wrote is looked through for control tokens.
 * The tokenizer has its control tokens *renamed* to names drawn when it was loaded. The template's
-  are translated to those names; then the marks go, and `<|im_start|>` in a message is characters
-  like any others, because no token is called that.
+  are translated to those names, and `<|im_start|>` in a message is characters like any others, because
+  no token is called that.
 
 All other text reaches the template and the tokenizer unchanged, so an ordinary conversation gets
 exactly the tokens that the model was trained with.
@@ -19,35 +18,25 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
-import jinja2
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from appliance.errors import BundleError, ContextOverflow, InvalidRequest
-from appliance.model.bundle import Bundle
+from appliance.model.authored import authored, spans
+from appliance.model.bundle import CHAT_TEMPLATE, TOOL_TEMPLATE, Bundle
+from appliance.model.template import ERRORS, ChatTemplate
 from appliance.model.vocabulary import Vocabulary
 from appliance.reading import well_formed
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 """What stands around a call of a tool in an answer; many families learn this form."""
-_WORD = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
-# What a template can run into with messages it was not made for.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 # An unfinished character of n bytes reads as up to n replacement characters, and has 3 bytes at most.
 _PENDING = 3
+_REASON = 500  # characters of what a template says when it refuses
 
 
 class Tokenizer:
@@ -62,26 +51,25 @@ class Tokenizer:
         try:
             data = json.loads((bundle.path / "tokenizer.json").read_text(encoding="utf-8"))
             settings = json.loads((bundle.path / "tokenizer_config.json").read_text(encoding="utf-8"))
-            template = bundle.path / "chat_template.jinja"
-            source = template.read_text(encoding="utf-8") if template.exists() else None
             self._plain = tokenizers.Tokenizer.from_str(json.dumps(data))
             self._vocabulary = Vocabulary(data, self._plain)
             self._secret = _rename_controls(data, secrets.token_hex(12))
             self._renamed = tokenizers.Tokenizer.from_str(json.dumps(data))
-            self._template = None if source is None else _compile(source)
+            self._template = _template(bundle.path / CHAT_TEMPLATE)
+            self._for_tools = _template(bundle.path / TOOL_TEMPLATE) or self._template
         except Exception as error:  # the tokenizers library raises bare Exception
             raise BundleError(
                 f"The tokenizer of {bundle.path} cannot be read ({error}). Import the model again."
             ) from error
         self.eos_ids: tuple[int, ...] = bundle.manifest.eos_ids
         self._context = bundle.manifest.context_length
-        self.writes_calls = source is not None and "tools" in source and CALL_BEGIN in source
+        source = "" if self._for_tools is None else self._for_tools.source
+        self.writes_calls = "tools" in source and CALL_BEGIN in source
         self._prefix = self._plain.encode("", add_special_tokens=True).ids
         controls = "|".join(re.escape(name) for name in sorted(self._secret, key=len, reverse=True))
         self._controls = re.compile(controls or r"(?!)")
-        self._control_starts = re.compile(f"(?={controls})." if controls else r"(?!)", re.DOTALL)
         self._names = {
-            key: _token_text(settings.get(key))
+            key: authored(_token_text(settings.get(key)))
             for key in ("bos_token", "eos_token", "pad_token", "unk_token")
         }
 
@@ -150,7 +138,7 @@ class Tokenizer:
     @cached_property
     def _longest_token(self) -> int:
         """In characters, or letters that stand for bytes, which are no fewer."""
-        return max(map(len, self._plain.get_vocab()))
+        return max(map(len, self._renamed.get_vocab()))
 
     def _ids(self, text: str) -> list[int]:
         # Only a batch, here of one, is encoded without the interpreter's lock.
@@ -178,23 +166,32 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> str:
         """The conversation as text for the renamed tokenizer."""
-        if self._template is None:
+        template = self._for_tools if tools else self._template
+        if template is None:
             raise InvalidRequest("This model has no chat format; use /v1/completions.", param="messages")
-        guard = _Guard(self._control_starts)
         try:
-            text = self._template.render(
-                messages=[_message(message, guard) for message in messages],
-                tools=guard.value(tools) if tools else None,
+            text = template.render(
+                messages=[_message(message) for message in messages],
+                tools=list(tools) if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._names,
             )
-        except _TEMPLATE_ERRORS as error:
+        except ERRORS as error:
             raise InvalidRequest(
-                f"The model's chat format does not allow these messages: {error}", param="messages"
+                f"The model's chat format does not allow these messages: {str(error)[:_REASON]}",
+                param="messages",
             ) from error
-        text = self._controls.sub(lambda match: self._secret[match[0]], text)
-        return well_formed(guard.undo(text))
+        return well_formed(self._renamed_controls(text))
+
+    def _renamed_controls(self, text: str) -> str:
+        """A rendered conversation, with the names drawn for control tokens where the template wrote some."""
+        pieces, at, plain = [], 0, str.__str__(text)
+        for start, end in spans(text):
+            pieces.append(plain[at:start])
+            pieces.append(self._controls.sub(lambda match: self._secret[match[0]], plain[start:end]))
+            at = end
+        return "".join([*pieces, plain[at:]])
 
 
 class Detokenizer:
@@ -229,53 +226,11 @@ class Detokenizer:
         return self._plain.decode(self._ids, skip_special_tokens=True)
 
 
-class _Guard:
-    """Marks what users wrote, for the time a template runs."""
-
-    def __init__(self, control_starts: re.Pattern[str]) -> None:
-        nonce = secrets.token_hex(12)
-        self._starts = control_starts
-        self._edge = f"e{nonce}e"
-        self._char = f"c{nonce}x"
-        self._mark = re.compile(f"{self._edge}|{self._char}([0-9a-f]+)x")
-
-    def text(self, text: str) -> str:
-        """`text` without any control token in it, and marked at its edges.
-
-        The edges' marks stand inside the white space, which templates like to trim.
-        """
-        stripped = text.strip()
-        if not stripped:
-            return text
-        at = text.index(stripped)
-        inner = self._inner(stripped)
-        return f"{text[:at]}{self._edge}{inner}{self._edge}{text[at + len(stripped) :]}"
-
-    def value(self, value: Any) -> Any:
-        """`value` with all strings in it guarded; keys keep their names unless they are hostile."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            return {
-                # Templates compare a `type` with words of theirs, so those stay bare.
-                self._inner(str(key)): item
-                if key == "type" and isinstance(item, str) and _WORD.fullmatch(item)
-                else self.value(item)
-                for key, item in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [self.value(item) for item in value]
-        return value
-
-    def undo(self, text: str) -> str:
-        """Take the marks out again."""
-        return self._mark.sub(lambda match: chr(int(match[1], 16)) if match[1] else "", text)
-
-    def _inner(self, text: str) -> str:
-        return self._starts.sub(lambda match: f"{self._char}{ord(match[0]):x}x", text)
+def _template(path: Path) -> ChatTemplate | None:
+    return ChatTemplate(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _message(message: Mapping[str, Any], guard: _Guard) -> dict[str, Any]:
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise InvalidRequest(
@@ -283,14 +238,10 @@ def _message(message: Mapping[str, Any], guard: _Guard) -> dict[str, Any]:
             param="messages",
             code="invalid_role",
         )
-    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     content = message.get("content")
+    # A role is one of a few words, of which templates make control tokens: `'<|' + message.role + '|>'`.
     # An assistant message with tool calls has no content; templates expect a text all the same.
-    return {
-        **guard.value(rest),
-        "role": ROLES[role],
-        "content": "" if content is None else guard.value(content),
-    }
+    return {**message, "role": authored(ROLES[role]), "content": "" if content is None else content}
 
 
 def _rename_controls(data: dict[str, Any], nonce: str) -> dict[str, str]:
@@ -314,25 +265,6 @@ def _rename_controls(data: dict[str, Any], nonce: str) -> dict[str, str]:
     # It would add tokens by their old names; `encode_prompt` adds them by id.
     data["post_processor"] = None
     return renamed
-
-
-def _compile(source: str) -> jinja2.Template:
-    # The same environment as where templates come from, sandboxed: a bundle may be anyone's.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 def _token_text(token: Any) -> str:

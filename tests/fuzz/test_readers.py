@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzzing import JSON, altered, bounded, damaged, many, often
+from ggufs import tensors_of, write_gguf
 from hypothesis import strategies as st
 
 from appliance.adapters.file import METADATA, AdapterMeta, read_adapter, tensor_key, write_adapter
@@ -22,6 +23,7 @@ from appliance.config import Config, parse_config
 from appliance.errors import AdapterInvalid, BundleError, ConfigError, InvalidRequest, ShammahError
 from appliance.home import Home
 from appliance.model.bundle import Bundle, load_bundle
+from appliance.model.convert import check_tensors, read_gguf
 from appliance.served import Served, read_served
 from appliance.store import Store
 
@@ -280,3 +282,27 @@ def test_links_to_the_adapter_in_service(tmp_path: Path, bundle: Bundle, example
         assert not home.current.is_symlink()
 
     many(examples, odd | names, check)
+
+
+@often
+def test_gguf_models(tmp_path: Path, examples: int) -> None:
+    """Random tensors missing, or the file damaged: whole or refused, and what is missing is named."""
+    path = tmp_path / "m.gguf"
+    names = sorted(tensors_of())
+    whole = write_gguf(path).read_bytes()
+    check_tensors(read_gguf(path))
+
+    def check(what: bytes | set[str]) -> None:
+        if isinstance(what, bytes):
+            path.write_bytes(what)
+        else:
+            write_gguf(path, without=what)
+        try:
+            check_tensors(read_gguf(path))
+        except BundleError as error:
+            assert path.name in error.message
+            assert isinstance(what, bytes) or min(what) in error.message
+        else:
+            assert isinstance(what, bytes) or not what
+
+    many(examples, st.sets(st.sampled_from(names)) | damaged(whole[:6000]) | damaged(whole), check)
