@@ -29,6 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from appliance.errors import BundleError, InvalidRequest
 from appliance.model.bundle import Bundle
+from appliance.model.turns import Takes, find_out, fitted
 from appliance.model.vocabulary import Vocabulary
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -54,7 +55,6 @@ class Tokenizer:
 
     Attributes:
         eos_ids: tokens that end a turn.
-        writes_calls: whether the chat template describes tools, and calls of them as `CALL_BEGIN` has it.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -73,7 +73,6 @@ class Tokenizer:
                 f"The tokenizer of {bundle.path} cannot be read ({error}). Import the model again."
             ) from error
         self.eos_ids: tuple[int, ...] = bundle.manifest.eos_ids
-        self.writes_calls = source is not None and "tools" in source and CALL_BEGIN in source
         self._prefix = self._plain.encode("", add_special_tokens=True).ids
         controls = "|".join(re.escape(name) for name in sorted(self._secret, key=len, reverse=True))
         self._controls = re.compile(controls or r"(?!)")
@@ -97,12 +96,12 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Tokens of a conversation in the model's chat format.
+        """Tokens of a conversation in the model's chat format, what it does not take fitted to it.
 
         Raises:
             InvalidRequest: the model has no chat format, or it refuses these messages.
         """
-        text = self._render(messages, add_generation_prompt, tools)
+        text = self._render(fitted(messages, self._takes), add_generation_prompt, tools)
         return list(self._renamed.encode(text, add_special_tokens=False).ids)
 
     def encode_answer(self, text: str, end: bool) -> list[int]:
@@ -120,6 +119,20 @@ class Tokenizer:
     def stream(self) -> Detokenizer:
         """A decoder that takes one token at a time."""
         return Detokenizer(self._plain)
+
+    @property
+    def writes_calls(self) -> bool:
+        """Whether the chat template describes tools, their results, and calls as JSON in `CALL_BEGIN`."""
+        return self._takes.tools
+
+    @cached_property
+    def _takes(self) -> Takes:
+        if self._template is None:
+            return Takes()
+        mark = self._secret.get(
+            CALL_BEGIN, CALL_BEGIN
+        )  # a control token has another name in what is rendered
+        return find_out(lambda messages, tools: self._render(messages, True, tools), mark)
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
