@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic import json as json_response
 
-from appliance.api import tools
+from appliance.api import intent, tools
 from appliance.api.answer import Answer, Choice, Piece
 from appliance.api.errors import parse
 from appliance.api.generation import begin, collect, finish, stream
 from appliance.api.logprobs import TextLogprobs, chat_logprobs
 from appliance.api.schemas import ChatBody, CompletionBody
+from appliance.api.tool_calls import CallReader
 from appliance.engine.constraint import Constraint, json_grammar
 
 blueprint = Blueprint("completions", url_prefix="/v1")
@@ -22,7 +25,7 @@ blueprint = Blueprint("completions", url_prefix="/v1")
 @blueprint.post("/chat/completions")
 async def chat(request: Request) -> HTTPResponse | None:
     """Answer a conversation."""
-    body = parse(request, ChatBody)
+    body = await intent.decided(request, parse(request, ChatBody))
     prompt = await asyncio.to_thread(tools.encode, request.app.ctx.tokenizer, body)
     choices, answer = await begin(
         request,
@@ -32,7 +35,7 @@ async def chat(request: Request) -> HTTPResponse | None:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=await asyncio.to_thread(_constraint, request.app.ctx, body),
-        calls=bool(tools.offered(body)),
+        reader=_reader(body),
     )
 
     def done() -> None:
@@ -102,12 +105,23 @@ async def complete(request: Request) -> HTTPResponse | None:
 def _constraint(ctx: Any, body: ChatBody) -> Constraint | None:
     """The grammar that the answer must follow; compiling it takes a moment."""
     compiled: Constraint | None = None
-    schema = body.response_format.schema_of_answer if body.response_format else None
-    if schema is not None:
+    if (schema := _schema(body)) is not None:
         compiled = ctx.grammars.compile(json_grammar(schema), "response_format")
     if tools.offered(body):
         compiled = ctx.grammars.compile(tools.grammar(ctx.tokenizer, body), "tools")
     return compiled
+
+
+def _reader(body: ChatBody) -> Callable[[], CallReader] | None:
+    """What finds calls in the answer; where the model was told of no tools the answer is left as it is."""
+    calls, in_format = bool(tools.offered(body)), _schema(body) is not None
+    if not calls and (in_format or not any(message.with_tools for message in body.messages)):
+        return None
+    return partial(CallReader, calls, in_format)
+
+
+def _schema(body: ChatBody) -> dict[str, Any] | None:
+    return body.response_format.schema_of_answer if body.response_format else None
 
 
 def _chat_choice(request: Request, body: ChatBody, choice: Choice) -> dict[str, Any]:
