@@ -86,26 +86,30 @@ def test_a_repeated_call_ends_the_answer(daemon: Daemon, stream: bool, count: in
     assert daemon.get("/health").json()["status"] == "ok"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_no_markup_is_read_after_a_result(daemon: Daemon, stream: bool) -> None:
-    call = {
-        "id": "call_1",
-        "type": "function",
-        "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'},
-    }
-    messages = [
-        user("How warm is it in Oslo?"),
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "11 degrees, cloudy"},
-    ]
-    (whole,) = answers(daemon, stream, messages=messages, tools=TOOLS)
-    assert "Oslo" in whole["text"] and not any(mark in whole["text"] for mark in MARKS)
-    assert not whole["calls"]
-    for cut in (1, 2, 4):
-        (short,) = answers(daemon, stream, messages=messages, tools=TOOLS, max_tokens=cut)
+RESULTS = [
+    ("What's the weather in Paris?", "get_weather", {"city": "Paris"}, '{"temperature": 17, "sky": "rain"}'),
+    ("How warm is it in Oslo?", "get_weather", {"city": "Oslo"}, "11 degrees, cloudy"),
+    ("Set a timer for 10 minutes.", "set_timer", {"minutes": 10}, '{"status": "started", "ends": "14:35"}'),
+]
+
+
+def test_no_markup_is_read_after_a_result(daemon: Daemon) -> None:
+    for stream, (question, name, arguments, result) in zip((True, False, True), RESULTS, strict=True):
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        messages = [
+            user(question),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": "call_1", "content": result},
+        ]
+        (whole,) = answers(daemon, stream, messages=messages, tools=TOOLS, max_tokens=24)
+        assert whole["text"].strip() and not whole["calls"]
+        assert not any(mark in whole["text"] for mark in MARKS), whole["text"]
+        (short,) = answers(daemon, stream, messages=messages, tools=TOOLS, max_tokens=2)
         assert whole["text"].startswith(short["text"])
-    (without,) = answers(daemon, stream, messages=messages)
-    assert "11" in without["text"] and not any(mark in without["text"] for mark in MARKS)
 
 
 def test_what_the_client_wants_in_its_format_may_hold_markup(daemon: Daemon) -> None:
