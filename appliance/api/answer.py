@@ -49,22 +49,38 @@ class Choice:
         return "".join(self.pieces)
 
     def add(self, delta: Delta) -> Piece:
-        """Take in the next delta."""
-        text = delta.text
+        """Take in the next delta.
+
+        A call that repeats an earlier one ends the choice, and is left out: a small model goes on with the
+        same call, and clients would do it as often. One that is cut off, and may have become such a
+        repeat, is left out too.
+        """
+        text, repeated = delta.text, False
         calls: list[ToolCall] = []
         if self.reader is not None:
-            text, calls = self.reader.push(delta.text)
-            if delta.finish_reason is not None:
+            text, made = self.reader.push(delta.text)
+            calls = self._new(made)
+            repeated = len(calls) < len(made)
+            if delta.finish_reason is not None and not repeated:
                 rest, more = self.reader.flush(cut=delta.finish_reason == "length")
-                text, calls = text + rest, calls + more
+                text += rest
+                calls += self._new(more, calls)
         self.pieces.append(text)
         self.calls += calls
         self.tokens += delta.tokens
         self.completion_tokens = delta.completion_tokens
         self.finish_reason = delta.finish_reason
-        if self.calls and delta.finish_reason == "stop":
+        if repeated or (self.calls and delta.finish_reason == "stop"):
             self.finish_reason = "tool_calls"
         return Piece(text, calls, delta.tokens, self.finish_reason)
+
+    def _new(self, calls: list[ToolCall], before: list[ToolCall] | None = None) -> list[ToolCall]:
+        """The calls up to the first that was made before in this choice."""
+        earlier = [*self.calls, *(before or ())]
+        for at, call in enumerate(calls):
+            if any(call.repeats(other) for other in [*earlier, *calls[:at]]):
+                return calls[:at]
+        return calls
 
 
 @dataclass

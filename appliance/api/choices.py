@@ -18,7 +18,7 @@ class Choices:
     def __init__(self, generations: Sequence[Generation]) -> None:
         """Begin to listen; needs a running event loop."""
         self._generations = generations
-        self._open = len(generations)
+        self._open = set(range(len(generations)))
         self._deltas: asyncio.Queue[tuple[int, Delta] | Exception] = asyncio.Queue()
         # One alone needs nobody to bring it together with others.
         self._listeners = [
@@ -31,17 +31,19 @@ class Choices:
         return self
 
     async def __anext__(self) -> tuple[int, Delta]:
-        if not self._open:
-            raise StopAsyncIteration
-        if not self._listeners:
-            return 0, await anext(self._generations[0])
-        item = await self._deltas.get()
-        if isinstance(item, Exception):
-            self._open = 0
-            raise item
-        if item[1].finish_reason is not None:
-            self._open -= 1
-        return item
+        while self._open:
+            index, delta = await self._next()
+            if index not in self._open:
+                continue  # it was on its way when the choice was ended
+            if delta.finish_reason is not None:
+                self._open.discard(index)
+            return index, delta
+        raise StopAsyncIteration
+
+    async def end(self, index: int) -> None:
+        """Stop generating one of them, of which enough is known; harmless after its end."""
+        self._open.discard(index)
+        await self._generations[index].aclose()
 
     async def aclose(self) -> None:
         """Stop generating all that has not ended; harmless after the end."""
@@ -49,6 +51,15 @@ class Choices:
             listener.cancel()
         for generation in self._generations:
             await generation.aclose()
+
+    async def _next(self) -> tuple[int, Delta]:
+        if not self._listeners:
+            return 0, await anext(self._generations[0])
+        item = await self._deltas.get()
+        if isinstance(item, Exception):
+            self._open.clear()
+            raise item
+        return item
 
     async def _listen(self, index: int, generation: Generation) -> None:
         try:

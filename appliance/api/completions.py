@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse, Request
 from sanic import json as json_response
 
-from appliance.api import tools
+from appliance.api import intent, tools
 from appliance.api.answer import Answer, Choice, Piece
 from appliance.api.auth import device_of
 from appliance.api.errors import parse
@@ -16,6 +18,7 @@ from appliance.api.generation import begin, collect, finish, stream
 from appliance.api.logprobs import TextLogprobs, chat_logprobs
 from appliance.api.prompts import encoded, texts_of
 from appliance.api.schemas import ChatBody, CompletionBody
+from appliance.api.tool_calls import CallReader
 from appliance.engine.constraint import Constraint, Grammars, json_grammar
 
 blueprint = Blueprint("completions", url_prefix="/v1")
@@ -24,7 +27,7 @@ blueprint = Blueprint("completions", url_prefix="/v1")
 @blueprint.post("/chat/completions")
 async def chat(request: Request) -> HTTPResponse | None:
     """Answer a conversation."""
-    body = await parse(request, ChatBody)
+    body = await intent.decided(request, await parse(request, ChatBody))
     tokenizer = request.app.ctx.tokenizer
     prompt = await encoded(request, lambda: texts_of(body), lambda: tools.encode(tokenizer, body))
     choices, answer = await begin(
@@ -35,7 +38,7 @@ async def chat(request: Request) -> HTTPResponse | None:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=await _constraint(request, body),
-        calls=bool(tools.offered(body)),
+        reader=_reader(body),
     )
 
     def done() -> None:
@@ -110,7 +113,7 @@ async def complete(request: Request) -> HTTPResponse | None:
 async def _constraint(request: Request, body: ChatBody) -> Constraint | None:
     """The grammar that the answer must follow; compiling it takes a moment."""
     ctx, device = request.app.ctx, device_of(request)
-    schema = body.response_format.schema_of_answer if body.response_format else None
+    schema = _schema(body)
 
     def make() -> Constraint:
         if tools.offered(body):
@@ -122,6 +125,18 @@ async def _constraint(request: Request, body: ChatBody) -> Constraint | None:
         return None
     grammars: Grammars = ctx.grammars
     return await grammars.prepare(device.id if device else request.ip, make)
+
+
+def _reader(body: ChatBody) -> Callable[[], CallReader] | None:
+    """What finds calls in the answer; where the model was told of no tools the answer is left as it is."""
+    calls, in_format = bool(tools.offered(body)), _schema(body) is not None
+    if not calls and (in_format or not any(message.with_tools for message in body.messages)):
+        return None
+    return partial(CallReader, calls, in_format)
+
+
+def _schema(body: ChatBody) -> dict[str, Any] | None:
+    return body.response_format.schema_of_answer if body.response_format else None
 
 
 def _chat_choice(request: Request, body: ChatBody, choice: Choice) -> dict[str, Any]:

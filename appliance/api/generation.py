@@ -41,7 +41,7 @@ async def begin(
     max_tokens: int | None,
     logprobs: int | None = None,
     constraint: Constraint | None = None,
-    calls: bool = False,
+    reader: Callable[[], CallReader] | None = None,
 ) -> tuple[Choices, Answer]:
     """Queue the request with the engine; errors come before anything is sent.
 
@@ -53,7 +53,7 @@ async def begin(
         max_tokens: longest answer; None for the configured length.
         logprobs: report tokens with that many alternatives; None for neither.
         constraint: the grammar to follow.
-        calls: whether the answer may call tools.
+        reader: makes what finds calls of tools in a choice; None when there can be none.
 
     Raises:
         InvalidRequest: a token of `logit_bias` does not exist, or the engine refuses the prompt.
@@ -84,7 +84,7 @@ async def begin(
         for generation in generations:
             await generation.aclose()
         raise
-    choices = [Choice(index, CallReader() if calls else None) for index in range(count)]
+    choices = [Choice(index, reader() if reader else None) for index in range(count)]
     request.ctx.answer = answer = Answer(f"{prefix}-{secrets.token_hex(12)}", body.model, choices)
     return Choices(generations), answer
 
@@ -95,7 +95,8 @@ async def finish(request: Request, choices: Choices, answer: Answer) -> None:
     with ctx.meter.answering(device, answer):
         async with aclosing(choices), ctx.running.answering(device):
             async for index, delta in choices:
-                answer.add(index, delta)
+                if answer.add(index, delta).finish_reason:
+                    await choices.end(index)
 
 
 async def stream(
@@ -132,6 +133,8 @@ async def stream(
                         continue
                     index, delta = item
                     piece = answer.add(index, delta)
+                    if piece.finish_reason:
+                        await choices.end(index)
                     if index == 0 and piece.finish_reason:
                         done()
                     for chunk in chunks(answer.choices[index], piece):

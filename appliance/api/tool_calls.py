@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from appliance.api.tools import HEAD, MIDDLE
 from appliance.model.tokenizer import CALL_BEGIN, CALL_END
 
 _END = f"\n{CALL_END}"  # JSON has no bare line break in a string, so this ends a call wherever it stands
+# Models know these marks from chat templates, and write them where there is nothing to mark.
+_MARKUP = re.compile(r"<tool_response>\n?|\n?</tool_response>|</?tool_call>\n?")
+# Those whose line break, if they have one after them, has come too.
+_WHOLE = re.compile(r"(?:<tool_response>|</?tool_call>)(?:\n|(?=[^\n]))|\n?</tool_response>")
+_LONGEST = ("<tool_response>\n", "\n</tool_response>", "</tool_response>", "<tool_call>\n", "</tool_call>\n")
+_BEGUN = re.compile(r"\n?</?tool\w*>?\n?")
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,12 @@ class ToolCall:
     name: str
     arguments: str
 
+    def repeats(self, other: ToolCall) -> bool:
+        """Whether it does the same as `other`, or is cut off where it may have become so."""
+        if self.name != other.name:
+            return False
+        return other.arguments.startswith(self.arguments) or _canonical(self) == _canonical(other)
+
     def shown(self) -> dict[str, Any]:
         """OpenAI's object for it."""
         return {
@@ -36,19 +49,36 @@ class ToolCall:
 
 
 class CallReader:
-    """Parts an answer into text and calls. It relies on the form that `api/tools.py` forces."""
+    """Parts an answer into text and calls. It relies on the form that `api/tools.py` forces.
 
-    def __init__(self) -> None:
+    Marks of calls and results that stand for nothing are left out of the text.
+    """
+
+    def __init__(self, calls: bool = True, in_format: bool = False) -> None:
+        """Begin an answer.
+
+        Args:
+            calls: whether it may call; otherwise all of it is text.
+            in_format: whether it is in a format of the client's if it is no call: such text stays as it is.
+        """
+        self._calls = calls
+        self._in_format = in_format
         self._held = ""
         self._calling = False
         self._any = False
+        self._plain = False
 
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """Add a piece; returns (text to show, calls that it completes)."""
         self._held += text
+        if self._in_format and not self._any and not CALL_BEGIN.startswith(self._held[: len(CALL_BEGIN)]):
+            self._plain = True
+        if self._plain:
+            shown, self._held = self._held, ""
+            return shown, []
         shown = ""
         calls: list[ToolCall] = []
-        while True:
+        while self._calls:
             if not self._calling:
                 before, mark, rest = self._held.partition(CALL_BEGIN)
                 if not mark:
@@ -61,8 +91,8 @@ class CallReader:
             self._held, self._calling = rest, False
             if (call := _parse(line)) is not None:
                 calls.append(call)
-        keep = next((n for n in range(len(CALL_BEGIN) - 1, 0, -1) if self._held.endswith(CALL_BEGIN[:n])), 0)
-        cut = len(self._held) - keep
+        self._held = _WHOLE.sub("", self._held)
+        cut = len(self._held) - max(_overlap(self._held, mark) for mark in _LONGEST)
         shown += self._outside(self._held[:cut])
         self._held = self._held[cut:]
         return shown, calls
@@ -71,13 +101,19 @@ class CallReader:
         """What is held back at the end; `cut`: the answer ended where it should not have."""
         held, self._held = self._held, ""
         if not self._calling:
-            return self._outside(held), []
+            begun = "<" in held if cut else _BEGUN.fullmatch(held)
+            return "" if begun and not self._plain else self._outside(held), []
         call = _parse(held) if cut else None
         return "", [call] if call else []
 
     def _outside(self, text: str) -> str:
         """Text outside calls; between and after calls there is nothing but line breaks."""
-        return "" if self._any else text
+        return "" if self._any else _MARKUP.sub("", text)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `mark`."""
+    return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _parse(line: str) -> ToolCall | None:
@@ -88,3 +124,15 @@ def _parse(line: str) -> ToolCall | None:
     with suppress(ValueError, RecursionError):
         arguments = arguments[: json.JSONDecoder().raw_decode(arguments)[1]]
     return ToolCall(f"call_{secrets.token_hex(12)}", name, arguments)
+
+
+def _canonical(call: ToolCall) -> str:
+    """The arguments however they are written: in one order, 1.0 as 1."""
+    with suppress(ValueError, RecursionError):
+        return json.dumps(json.loads(call.arguments, parse_float=_number), sort_keys=True)
+    return call.arguments
+
+
+def _number(text: str) -> float | int:
+    number = float(text)
+    return int(number) if number.is_integer() else number

@@ -2,7 +2,7 @@
 
 A call is `<tool_call>`, a line of JSON and `</tool_call>`, as many model families learn it. A chat
 template that speaks of tools in this form is used as it is. For others the tools are described in the
-system message, and calls and results of earlier turns are written out as text.
+system message, and the results of calls are told in words.
 """
 
 from __future__ import annotations
@@ -161,24 +161,27 @@ def _arguments(function: Function) -> dict[str, Any]:
 
 
 def _spelt_out(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation for a template that knows no tools."""
+    """The conversation for a template that knows no tools.
+
+    A small model answers best from what stands in the question itself: so the results of calls are said
+    there, and the calls are not. Marks in its own turns, or around results, it would only say again.
+    """
     plain: list[dict[str, Any]] = []
-    results: list[str] = []
+    made: dict[str, dict[str, Any]] = {}
     for message in messages:
+        made |= {call["id"]: call["function"] for call in message.get("tool_calls", ())}
         if message["role"] == "tool":
-            results.append(f"<tool_response>\n{message['content']}\n</tool_response>")
-            continue
-        if results:
-            plain.append({"role": "user", "content": "\n".join(results)})
-            results = []
-        calls = [_written(call["function"]) for call in message.get("tool_calls", ())]
-        content = "\n".join([part for part in (message["content"], *calls) if part])
-        plain.append({"role": message["role"], "content": content})
-    if results:
-        plain.append({"role": "user", "content": "\n".join(results)})
+            said = _told(message, made)
+            if plain and plain[-1]["role"] == "user":
+                said = f"{plain.pop()['content']}\n\n{said}"
+            plain.append({"role": "user", "content": said})
+        elif message["content"] or not message.get("tool_calls"):
+            plain.append({"role": message["role"], "content": message["content"]})
+    if messages[-1]["role"] == "tool":
+        plain[-1]["content"] += "\n\nAnswer in words."  # not in code, which results remind it of
     if not tools:
         return plain
-    if plain[0]["role"] != "system":
+    if not plain or plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": ""})
     described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
     form = f"{CALL_BEGIN}\n{HEAD}NAME{MIDDLE}{{…}}{TAIL}\n{CALL_END}"
@@ -192,10 +195,20 @@ def _spelt_out(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any
     return plain
 
 
-def _written(function: dict[str, Any]) -> str:
-    arguments = function["arguments"]
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return f"{CALL_BEGIN}\n{HEAD}{function['name']}{MIDDLE}{text}{TAIL}\n{CALL_END}"
+def _told(result: dict[str, Any], made: dict[str, dict[str, Any]]) -> str:
+    """A result in words.
+
+    The arguments are said only where a function was called more than once: they confuse a small model.
+    """
+    function = made.get(result["tool_call_id"])
+    if function is None:
+        return f"The result is: {result['content']}"
+    name, arguments = function["name"], function["arguments"]
+    with_arguments = ""
+    if sum(other["name"] == name for other in made.values()) > 1:
+        said = arguments if isinstance(arguments, str) else ", ".join(map(str, arguments.values()))
+        with_arguments = f" ({said})" if said else ""
+    return f"The function {name}{with_arguments} returned: {result['content']}"
 
 
 def _quoted(text: str) -> str:

@@ -161,6 +161,8 @@ class Batch:
             start, end = len(tokens), len(tokens) + len(piece)
             if not sequence.prefilling:
                 wanted += range(start, end)
+            elif (scored := sequence.request.score_from) is not None:
+                wanted += range(start + max(scored - 1 - sequence.length, 0), end)
             elif sequence.length + len(piece) == len(sequence.tokens):
                 wanted.append(end - 1)
             tokens += piece
@@ -181,9 +183,15 @@ class Batch:
                 at += len(piece)
             else:
                 self.work.prompt_tokens += len(piece)
+                first = sequence.length
                 sequence.length += len(piece)
                 self._keep(sequence)
-                if not sequence.prefilling:
+                if (scored := sequence.request.score_from) is not None:
+                    first = max(first + 1, scored)
+                    count = max(sequence.length + 1 - first, 0)
+                    self._score(sequence, logits[at : at + count], first)
+                    at += count
+                elif not sequence.prefilling:
                     self._choose(sequence, logits[at : at + 1], [])
                     at += 1
 
@@ -210,6 +218,14 @@ class Batch:
         self.work.drafted_tokens += len(drafted)
         self.work.accepted_tokens += right
 
+    def _score(self, sequence: Sequence, logits: NDArray[np.float32], first: int) -> None:
+        if not np.isfinite(logits.max(axis=1)).all():
+            self._give_up(sequence)
+            return
+        sequence.score(logits, first)
+        if not sequence.prefilling:
+            self._leave(sequence)
+
     def _time(self, sequence: Sequence, tokens: int) -> None:
         """So many tokens of an answer are there at once; each has taken its share of the time."""
         now = time.monotonic()
@@ -234,7 +250,7 @@ class Batch:
 
     def _restore(self, sequence: Sequence) -> None:
         """Copy what is known of a prompt, but for its last token: that one says what comes next."""
-        while sequence.length == sequence.kept and sequence.length + BLOCK < len(sequence.tokens):
+        while sequence.length == sequence.kept and sequence.length + BLOCK < sequence.restorable:
             key = self._key(sequence)
             block = None if key is None else self._prefixes.restore(sequence.row, sequence.length, key)
             if block is None:

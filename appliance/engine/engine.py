@@ -262,7 +262,7 @@ class Engine:
             if mine >= self._queue_limit - self._queue_limit // 4 + self._cache.rows - self._batch.active:
                 raise Busy("Too many requests of this client wait already. Retry in a few seconds.")
             self._waiting.append(sequence)
-            self._requests += 1
+            self._requests += request.score_from is None
             self._wake.notify()
         return Generation(sequence, deltas)
 

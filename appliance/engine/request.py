@@ -25,6 +25,7 @@ class GenerationRequest:
         constraint: the grammar that the answer must follow; None for any text.
         client: who asks; places are shared out fairly among clients, and what was computed for one serves
             no other. Empty for the box itself.
+        score_from: generate nothing, and report the log probability of each prompt token from there on.
     """
 
     prompt: tuple[int, ...]
@@ -34,6 +35,7 @@ class GenerationRequest:
     logprobs: int | None = None
     constraint: Constraint | None = None
     client: str = ""
+    score_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Delta:
         adapter: the adapter that answers, None for base; the same in every piece of one answer.
         tokens: the tokens generated since the piece before, when their log probabilities are asked for.
             All pieces together have every token once; its text may come earlier, later or, cut off by a
-            stop string, never.
+            stop string, never. Of a request with `score_from` they are the prompt's.
         cached_tokens: tokens of the prompt that had been computed before.
     """
 

@@ -70,6 +70,11 @@ class Sequence:
         return self.length < len(self.request.prompt)
 
     @property
+    def restorable(self) -> int:
+        """Tokens of which the last at least must be computed here: it says what comes next."""
+        return len(self.tokens) if self.request.score_from is None else self.request.score_from
+
+    @property
     def generated(self) -> int:
         """Tokens of the answer so far, the end of turn not counted."""
         return len(self.tokens) - len(self.request.prompt)
@@ -107,6 +112,13 @@ class Sequence:
             return self._end("stop" if closed else "length", text)
         self._send(text, None)
         return False
+
+    def score(self, logits: NDArray[np.float32], first: int) -> None:
+        """Report prompt tokens from [n, vocab] logits, of which the first says what token `first` may be."""
+        for row, token in zip(logits, self.tokens[first:], strict=False):
+            self._unsent.append(token_logprob(row, token, 0))
+        if not self.prefilling:
+            self._send("", "length")
 
     def _choose(self, logits: NDArray[np.float32]) -> int:
         if self._matcher is None:

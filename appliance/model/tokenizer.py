@@ -28,6 +28,7 @@ from appliance.errors import BundleError, ContextOverflow, InvalidRequest
 from appliance.model.authored import authored, spans
 from appliance.model.bundle import CHAT_TEMPLATE, TOOL_TEMPLATE, Bundle
 from appliance.model.template import ERRORS, ChatTemplate
+from appliance.model.turns import Takes, find_out, fitted
 from appliance.model.vocabulary import Vocabulary
 from appliance.reading import well_formed
 
@@ -44,7 +45,6 @@ class Tokenizer:
 
     Attributes:
         eos_ids: tokens that end a turn.
-        writes_calls: whether the chat template describes tools, and calls of them as `CALL_BEGIN` has it.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -63,8 +63,6 @@ class Tokenizer:
             ) from error
         self.eos_ids: tuple[int, ...] = bundle.manifest.eos_ids
         self._context = bundle.manifest.context_length
-        source = "" if self._for_tools is None else self._for_tools.source
-        self.writes_calls = "tools" in source and CALL_BEGIN in source
         self._prefix = self._plain.encode("", add_special_tokens=True).ids
         controls = "|".join(re.escape(name) for name in sorted(self._secret, key=len, reverse=True))
         self._controls = re.compile(controls or r"(?!)")
@@ -87,13 +85,13 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """Tokens of a conversation in the model's chat format.
+        """Tokens of a conversation in the model's chat format, what it does not take fitted to it.
 
         Raises:
             InvalidRequest: the model has no chat format, or it refuses these messages.
             ContextOverflow: it makes more of them than the model can read.
         """
-        text = self._render(messages, add_generation_prompt, tools)
+        text = self._render(fitted(messages, self._takes), add_generation_prompt, tools)
         if len(text) > self.longest_text(self._context):
             raise ContextOverflow(f"In the model's chat format this has {len(text):,} characters, too many.")
         return self._ids(text)
@@ -117,6 +115,19 @@ class Tokenizer:
     def stream(self) -> Detokenizer:
         """A decoder that takes one token at a time."""
         return Detokenizer(self._plain)
+
+    @property
+    def writes_calls(self) -> bool:
+        """Whether the chat template describes tools, their results, and calls as JSON in `CALL_BEGIN`."""
+        return self._takes.tools
+
+    @cached_property
+    def _takes(self) -> Takes:
+        if self._template is None:
+            return Takes()
+        # A control token has another name in what is rendered.
+        mark = self._secret.get(CALL_BEGIN, CALL_BEGIN)
+        return find_out(lambda messages, tools: self._render(messages, True, tools), mark)
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -166,7 +177,8 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> str:
         """The conversation as text for the renamed tokenizer."""
-        template = self._for_tools if tools else self._template
+        called = any(message.get("role") == "tool" or message.get("tool_calls") for message in messages)
+        template = self._for_tools if tools or called else self._template
         if template is None:
             raise InvalidRequest("This model has no chat format; use /v1/completions.", param="messages")
         try:

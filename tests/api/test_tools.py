@@ -172,8 +172,7 @@ def test_a_call_that_is_cut_off(end: int) -> None:
     if known:
         assert made[0].name == "get_weather"
         assert '{"city": "Oslo"}'.startswith(made[0].arguments)
-    # Only what is no mark yet counts as text.
-    assert text + rest == (CALL[:end] if end < len(CALL_BEGIN) else "")
+    assert text + rest == ""  # nor is the beginning of a mark shown
     reader = CallReader()
     reader.push(CALL[:end])
     assert reader.flush(cut=False)[1] == []
@@ -203,7 +202,14 @@ def test_a_template_without_tools_gets_them_as_text(tokenizer: Tokenizer) -> Non
     text = tokenizer.decode(tools.encode(tokenizer, asked(messages=HISTORY)))
     assert text.startswith("system\nBe brief.\n\nYou can call")
     assert json.dumps({"name": "get_weather", "parameters": PARAMETERS}) in text
-    assert f"assistant\n{CALL}\nuser\n<tool_response>\n11\n</tool_response>\n<tool_response>\n12\n" in text
+    told = "The function get_weather returned: 11\n\nThe result is: 12\n\nAnswer in words.\n"
+    assert f"user\nHow warm is it?\n\n{told}assistant\n" in text
+    assert "<tool_response>" not in text and text.count(CALL_BEGIN) == 1
+    twice = [dict(message) for message in HISTORY]
+    other = {"name": "get_weather", "arguments": '{"city": "Rome", "days": 2}'}
+    twice[2]["tool_calls"] = [*twice[2]["tool_calls"], {"id": "b", "type": "function", "function": other}]
+    text = tokenizer.decode(tools.encode(tokenizer, asked(messages=twice)))
+    assert "get_weather (Oslo) returned: 11\n\nThe function get_weather (Rome, 2) returned: 12\n" in text
     plain = tokenizer.decode(tools.encode(tokenizer, asked(tool_choice="none")))
     assert plain == tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "Hi"}]))
 
@@ -242,4 +248,5 @@ def test_nothing_in_tools_and_calls_becomes_control_tokens(
         return [ident for ident in tools.encode(each, body) if ident in each.control_ids]
 
     for each in (tokenizer, marking):
-        assert controls(each, text) == controls(each, "b")
+        # An assistant that only calls says nothing: where calls are not said either, that is no turn.
+        assert controls(each, text) == controls(each, "b" if text or each.writes_calls else text)
