@@ -206,6 +206,7 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
 
     @app.before_server_stop
     async def withdraw(app: Sanic[Any, Any]) -> None:
+        parts.learning.close()
         await app.ctx.network.stop()
 
     @app.after_server_stop

@@ -116,6 +116,20 @@ def resting_switch(home: Home, store: Store) -> Switch:
     return Switch(registry, store, _Resting(registry), EventBus())
 
 
+def end_runs(home: Home, store: Store) -> None:
+    """End the runs that wait for the next start to go on with them. Only inside `no_daemon`."""
+    from appliance.config import load_to_serve
+    from appliance.learning.child import kill_orphans
+    from appliance.learning.retry import end_stopped
+    from appliance.learning.trainer import discard
+
+    for run in store.runs.unfinished():
+        if run.adapter is None:
+            kill_orphans(home.runs / run.id)
+            end_stopped(store, load_to_serve(home.config, home.good_config).config, run)
+            discard(home.runs / run.id)
+
+
 def open_registry(home: Home) -> Registry:
     """The directory of adapters, for the served bundle."""
     from appliance.adapters.registry import Registry

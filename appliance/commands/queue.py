@@ -11,7 +11,7 @@ from urllib.parse import quote
 import click
 
 from appliance.commands.client import find_daemon
-from appliance.commands.local import no_daemon, open_store, resting_switch
+from appliance.commands.local import end_runs, no_daemon, open_store, resting_switch
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten
 from appliance.home import Home
 
@@ -154,6 +154,7 @@ def _forget_at_rest(home: Home, example: str | None, device: str | None, retrain
         return home.current.readlink().stem if home.current.is_symlink() else None
 
     with no_daemon(home), open_store() as store:
+        end_runs(home, store)  # the next start would go on with what it holds
 
         async def step_back(adapters: Collection[str]) -> str | None:
             switch = resting_switch(home, store)
