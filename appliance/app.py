@@ -61,8 +61,10 @@ from appliance.settings.file import read
 from appliance.storage.reserve import give_up
 from appliance.storage.upkeep import Upkeep
 from appliance.store import Store
+from appliance.store.footing import Rescued
 from appliance.store.mirror import QueueMirror
 from appliance.store.owner import password_set
+from appliance.store.settings import keep_rescue
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,7 @@ def build(home: Home, config: Config) -> Parts:
     home.ensure()
     events = EventBus()
     store = Store.open(home)
+    store.database.guard(lambda rescued: _tell_of_rescue(store, events, rescued))
     bundle = load_bundle(home.models / config.model.name)
     tokenizer = Tokenizer(bundle)
     registry = Registry(home, bundle.manifest)
@@ -355,6 +358,15 @@ def _tell_of_start(parts: Parts) -> None:
     if (news := read_news(parts.home)) is not None:
         logger.warning("The store was damaged. %s", news.told)
         parts.events.publish("store.mended", kept=news.kept, backup=news.backup, broken=list(news.broken))
+
+
+def _tell_of_rescue(store: Store, events: EventBus, rescued: Rescued) -> None:
+    """Say what was done to the store's files under the box, and that it has been made good."""
+    events.publish("store.rescued", files=list(rescued.files), aside=rescued.aside)
+    try:
+        keep_rescue(store.settings, rescued)
+    except ShammahError as error:
+        logger.warning("Nobody will remember this: %s", error)
 
 
 def _engine(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from appliance.errors import ConfigError, Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
 from appliance.learning.switch import APPLIANCE
+from appliance.lock import held_alone
 from appliance.origin import is_loopback
 from appliance.restart import Restart
 from appliance.sections import ServerConfig
@@ -38,6 +38,8 @@ BACKLOG = 512
 AUTO_HTTPS_PORT = 8443
 GLANCE_SECONDS = 1.0
 """So long a start waits for the home's lock: a command that looks for the daemon holds it for a moment."""
+LOOK_SECONDS = 2.0
+"""From one look for what was deleted under the box to the next."""
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where an address that means all of them is reached from this machine."""
 
@@ -66,16 +68,14 @@ def configure_logging(home: Home, server: ServerConfig) -> None:
 def only_daemon(home: Home) -> Iterator[None]:
     """Hold the home's lock; the kernel lets go of it however this process ends."""
     patience = time.monotonic() + GLANCE_SECONDS
-    with (home.root / "daemon.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= patience:
-                    raise Conflict(f"A daemon is already running on {home.root}.") from error
-            time.sleep(0.05)
-        yield
+    while True:
+        with held_alone(home) as alone:
+            if alone:
+                yield
+                return
+        if time.monotonic() >= patience:
+            raise Conflict(f"A daemon is already running on {home.root}.")
+        time.sleep(0.05)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -161,6 +161,7 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
     """Tell people where the console is, and the command line how to reach this daemon."""
 
     app.ctx.host, app.ctx.port = host, port
+    keeping: list[asyncio.Task[None]] = []
 
     @app.after_server_start
     async def started(app: Sanic[Any, Any]) -> None:
@@ -176,6 +177,7 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
         }
         try:
             write_atomic(home.daemon, json.dumps(record))
+            keeping.append(asyncio.create_task(_keep_there(home, json.dumps(record))))
             served.came_up(home, app.ctx.bundle.manifest)
             keep_good(home.config, home.good_config)
         except ShammahError as error:  # serving matters more
@@ -187,8 +189,28 @@ def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:
 
     @app.before_server_stop
     async def stopping(app: Sanic[Any, Any]) -> None:
+        for task in keeping:
+            task.cancel()
         remove_durably(home.daemon)
         app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)
+
+
+async def _keep_there(home: Home, record: str) -> None:
+    """What is deleted under the box comes back: its directories, and the file by which commands find it."""
+
+    def put_back() -> None:
+        if home.root.is_dir() and not home.daemon.exists():
+            write_atomic(home.daemon, record)
+            logger.warning("%s had been deleted, and is there again.", home.daemon.name)
+        if home.root.is_dir():  # moved away, it shall find its place free when it comes back
+            home.ensure()
+
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            await asyncio.to_thread(put_back)
+        except (ShammahError, OSError) as error:
+            logger.debug("Not there again yet: %s", error)
 
 
 def invite(app: Sanic[Any, Any], host: str, port: int, insecure: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import appliance
 from appliance.errors import Conflict
 from appliance.home import Home
+from appliance.lock import held_alone
 
 if TYPE_CHECKING:
     from appliance.adapters.file import Adapter
@@ -77,11 +77,9 @@ def no_daemon(home: Home) -> Iterator[None]:
         Conflict: one is starting or stopping right now.
     """
     home.ensure()
-    with (home.root / "daemon.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict("The daemon is starting or stopping: try again in a moment.") from error
+    with held_alone(home) as alone:
+        if not alone:
+            raise Conflict("The daemon is starting or stopping: try again in a moment.")
         yield
 
 
