@@ -58,7 +58,7 @@ class Database:
 
     _footing: Footing | None = None
     _tell: Callable[[Rescued], None] | None = None
-    _try_at = 0.0
+    _try_at, _trouble = 0.0, ""
     _saved: tuple[str, ...] = ()
 
     def __init__(self, path: Path, keep: Callable[[int, int], object] | None = None) -> None:
@@ -138,19 +138,21 @@ class Database:
     def _stand(self) -> None:
         """The same, by the one whose turn it is, outside of a transaction."""
         if self._footing is None or not (lost := self._saved or self._footing.lost()):
+            self._try_at = 0.0
             return
+        what = f"{', '.join(lost)} {'was' if len(lost) == 1 else 'were'} removed or replaced while in use"
         if self._tell is None or (not self._saved and time.monotonic() < self._try_at):
-            raise StorageFailing(
-                f"{', '.join(lost)} {'was' if len(lost) == 1 else 'were'} removed or replaced while in use: "
-                "nothing is written until that has been made good."
-            )
+            raise StorageFailing(f"{what}: nothing is written until that has been made good. {self._trouble}")
         self._try_at = time.monotonic() + RESCUE_SECONDS
         try:
             with self._explained(), storage_errors(self.path.name), self._read_lock:
                 rescued = self._rescue(self._footing, lost)
         except (sqlite3.Error, OSError) as error:
-            raise StorageFailing(f"{', '.join(lost)} cannot be put back: {error}.") from error
-        self._try_at = 0.0
+            self._trouble = str(error)
+            raise StorageFailing(f"{what}, and cannot be put back: {error}.") from error
+        except ShammahError as error:
+            self._trouble = error.message
+            raise
         logger.error(
             "%s: removed or replaced while in use. All that was stored has been written into a new file.%s",
             ", ".join(rescued.files),
@@ -163,9 +165,9 @@ class Database:
             save(self._writer, self.path)
             self._saved = lost
         failpoint("rescue.saved")
-        # Closing the last connection deletes what is called like the log: before it is that of the new file.
-        self._shut()
         aside = footing.put_saved()
+        # First: closing the last connection deletes what is called like the log.
+        self._shut()
         self._open()
         self._saved = ()
         return Rescued(time.time(), lost, aside)
