@@ -27,6 +27,7 @@ from appliance.commands import (
     training,
 )
 from appliance.commands.local import become_owner
+from appliance.commands.terminal import tame
 from appliance.errors import ShammahError
 from appliance.home import Home
 
@@ -105,6 +106,7 @@ cli.add_command(install.uninstall)
 
 def main() -> None:
     """Entry point."""
+    tame()
     cli(prog_name="shammah")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,24 @@ class Home:
 
     @classmethod
     def default(cls) -> Home:
-        """The home named by the environment."""
-        return cls(Path(os.environ.get("SHAMMAH_HOME") or Path.home() / ".shammah").expanduser().absolute())
+        """The home named by the environment.
+
+        Raises:
+            NotWritable: it names none, and there is no other way to tell.
+        """
+        try:
+            named = os.environ.get("SHAMMAH_HOME")
+            return cls((Path(named).expanduser() if named else _home_of_user() / ".shammah").absolute())
+        except RuntimeError as error:
+            raise NotWritable(
+                "This user has no home directory (HOME is not set): say in SHAMMAH_HOME where the box keeps "
+                "its data."
+            ) from error
+        except FileNotFoundError as error:
+            raise NotWritable(
+                "The directory this runs in has been deleted: go to another, or name the home in full in "
+                "SHAMMAH_HOME."
+            ) from error
 
     @property
     def config(self) -> Path:
@@ -100,6 +117,15 @@ class Home:
         for place in (there, self.models, self.adapters, self.runs, self.logs):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
                 raise NotWritable(_why_not_writable(place))
+
+
+def _home_of_user() -> Path:
+    if os.environ.get("HOME"):
+        return Path.home()
+    try:  # empty, it would mean the directory this runs in
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError as error:
+        raise RuntimeError from error
 
 
 def _why_not_writable(place: Path) -> str:

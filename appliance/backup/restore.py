@@ -24,7 +24,7 @@ from typing import Any
 
 from appliance.adapters.file import SUFFIX
 from appliance.backup.archive import Manifest, unpack
-from appliance.config import parse_config
+from appliance.config import decode, parse_config
 from appliance.errors import BundleError, Conflict, InvalidRequest, NotFound
 from appliance.failpoints import failpoint
 from appliance.files import fsync_dir, remove_durably, replace_symlink, storage_errors, write_atomic
@@ -297,13 +297,7 @@ def _clear_gone(home: Home) -> None:
 def _check(home: Home, place: Path, manifest: Manifest, actor: str) -> None:
     """Make what was unpacked fit to serve, or refuse it."""
     config = place / "config.toml"
-    if config.is_file():
-        try:
-            served = parse_config(config.read_text(encoding="utf-8")).model.name
-        except UnicodeDecodeError as error:
-            raise InvalidRequest("The config.toml in this backup is not text.") from error
-    else:
-        served = manifest.model
+    served = parse_config(decode(config.read_bytes())).model.name if config.is_file() else manifest.model
     if served != DEFAULT_NAME:  # that one comes by itself
         try:
             load_bundle(home.models / served)

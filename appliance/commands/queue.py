@@ -13,6 +13,7 @@ import click
 from appliance.commands.client import find_daemon
 from appliance.commands.local import end_runs, no_daemon, open_store, resting_switch
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten
+from appliance.commands.terminal import json_text
 from appliance.home import Home
 
 
@@ -89,7 +90,7 @@ def export(output: Path | None) -> None:
         lines = [queue_line(example) for example in store.examples.queue_after(0)[1]]
     if output is None:
         for line in lines:
-            click.echo(line, nl=False)
+            click.echo(json_text(line), nl=False)
         return
     from appliance.files import write_atomic
 
