@@ -71,6 +71,7 @@ logger = logging.getLogger(__name__)
 DRAFT_TOKENS = 96
 SHUTDOWN_SECONDS = 7.0
 """For answers that have begun. All is closed within ten, which is what supervisors give."""
+END_SECONDS = 1.0
 WORKERS = 32
 """Threads for what blocks. By default there are a few more than cores, and a store that another program
 has locked would soon hold all of them; whoever wants no more than a key looked up would wait with them."""
@@ -203,7 +204,8 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         drafts.start()
         await parts.learning.start()
         await asyncio.to_thread(parts.jobs.start)
-        app.add_task(sweep(parts.home))
+        # Not `add_task` of Sanic, which warns of what is cancelled.
+        app.ctx.sweeping = asyncio.create_task(sweep(parts.home), name="sweep")
         parts.upkeep.start()
         await app.ctx.network.start()
 
@@ -223,9 +225,19 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         await asyncio.to_thread(parts.collector.stop)
         await asyncio.to_thread(parts.meter.stop)
         await asyncio.to_thread(parts.mirror.stop)
+        await _end_tasks()
         parts.store.close()
 
     return app
+
+
+async def _end_tasks() -> None:
+    """What still waits for something waits in vain, and would be destroyed with the loop."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=END_SECONDS)
 
 
 class Drafts:

@@ -81,7 +81,8 @@ def cli(context: click.Context) -> None:
     Every answer and every correction becomes an example. When enough have come together a run trains
     an adapter, the gate judges it, and if it is good the daemon switches to it.
     """
-    if context.invoked_subcommand not in ("install", "uninstall"):
+    if context.invoked_subcommand not in ("install", "uninstall"):  # whose files are for others, too
+        os.umask(0o077)
         context.call_on_close(become_owner(Home.default()))
 
 

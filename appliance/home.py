@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,25 @@ class Home:
         for directory in (self.models, self.adapters, self.runs, self.logs):
             directory.mkdir(exist_ok=True, mode=0o700)
         return self
+
+    def shut(self) -> int:
+        """Close what earlier releases left readable for others; says how much that was.
+
+        Models are left alone, which hold nothing of anybody, and `config.toml`, whose mode is its owner's.
+        """
+        shut = 0
+        tops = (self.adapters, self.runs, self.logs, self.backups, self.tls)
+        for path in (self.root, *self.root.glob("*"), *(each for top in tops for each in top.rglob("*"))):
+            try:
+                about = path.lstat()
+                if path in (self.config, self.models) or about.st_uid != os.geteuid():
+                    continue
+                if not stat.S_ISLNK(about.st_mode) and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                    path.chmod(stat.S_IMODE(about.st_mode) & stat.S_IRWXU)
+                    shut += 1
+            except OSError:  # it went just now, or the disk takes no writes: the doctor tells
+                continue
+        return shut
 
     def check_writable(self) -> None:
         """Whether this user may write here: what a wrong volume of a container is found out by.

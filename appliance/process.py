@@ -152,9 +152,16 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
             logger.info("Read config.toml again: %s", ", ".join(item.key for item in taken) or "nothing new")
         await app.ctx.network.check()
 
+    going_on: set[asyncio.Task[None]] = set()
+
+    def begin() -> None:
+        task = asyncio.get_running_loop().create_task(reload(), name="reload")
+        going_on.add(task)
+        task.add_done_callback(going_on.discard)
+
     @app.after_server_start
     async def catch(app: Sanic[Any, Any]) -> None:
-        app.loop.add_signal_handler(signal.SIGHUP, lambda: app.add_task(reload()))
+        app.loop.add_signal_handler(signal.SIGHUP, begin)
 
 
 def announce(app: Sanic[Any, Any], home: Home, host: str, port: int) -> None:

@@ -56,6 +56,8 @@ def daemon(bind: str | None, insecure: bool) -> None:
 
     home = Home.default()
     home.check_writable()
+    if home.root.is_dir():
+        home.shut()
     if finish_rescue(home):
         click.echo("The store's files had been taken away; what was saved of them is in place.", err=True)
     if finish_restore(home):
