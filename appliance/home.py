@@ -111,14 +111,15 @@ class Home:
     def shut(self) -> int:
         """Close what earlier releases left readable for others; says how much that was.
 
-        Models are left alone, which hold nothing of anybody, and `config.toml`, whose mode is its owner's.
+        Models are left alone, which hold nothing of anybody; `config.toml` and the logs, whose modes are the
+        owner's to choose; and what belongs to another user.
         """
         shut = 0
-        tops = (self.adapters, self.runs, self.logs, self.backups, self.tls)
+        tops = (self.adapters, self.runs, self.backups, self.tls)
         for path in (self.root, *self.root.glob("*"), *(each for top in tops for each in top.rglob("*"))):
             try:
                 about = path.lstat()
-                if path in (self.config, self.models) or about.st_uid != os.geteuid():
+                if path in (self.config, self.models, self.logs) or about.st_uid != os.geteuid():
                     continue
                 if not stat.S_ISLNK(about.st_mode) and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                     path.chmod(stat.S_IMODE(about.st_mode) & stat.S_IRWXU)

@@ -15,7 +15,7 @@ from appliance.home import Home
 from appliance.model.bundle import Bundle
 
 COMPLAINTS = re.compile(
-    r"Traceback|Task was destroyed|never awaited|never retrieved|Event loop|cancelled before| (ERROR|CRITICAL) "
+    r"Traceback|Task was destroyed|never (awaited|retrieved)|Event loop|cancelled before| (ERROR|CRITICAL) "
 )
 
 
