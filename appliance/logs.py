@@ -15,7 +15,6 @@ import json
 import logging
 import logging.handlers
 import os
-import re
 import sys
 import threading
 import time
@@ -28,6 +27,8 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
+
+from appliance.plain import readable
 
 Format = Literal["auto", "text", "json", "journal"]
 
@@ -44,9 +45,6 @@ counts: Counter[str] = Counter()
 _request: ContextVar[str] = ContextVar("request", default="")
 _run: ContextVar[str] = ContextVar("run", default="")
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What ends a line for somebody, moves the cursor of a terminal, or turns a line around; but for line feeds
-and tabs."""
 
 
 # -- whom a line is about ---------------------------------------------------------------------
@@ -89,11 +87,6 @@ def _subject() -> dict[str, str]:
 
 
 # -- how it looks -----------------------------------------------------------------------------
-
-
-def readable(text: str) -> str:
-    """Text without what could pass for something else in a log: control characters are written out."""
-    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class TextFormatter(logging.Formatter):

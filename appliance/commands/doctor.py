@@ -11,7 +11,7 @@ from appliance.commands.output import json_option, print_json
 from appliance.commands.terminal import console
 from appliance.errors import ShammahError, Unavailable
 from appliance.home import Home
-from appliance.logs import readable
+from appliance.plain import readable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from appliance.commands.terminal import json_text
-from appliance.logs import readable
+from appliance.plain import readable
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead."

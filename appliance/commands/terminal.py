@@ -13,7 +13,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from appliance.logs import UNSAFE, readable
+from appliance.plain import UNSAFE, readable
 
 if TYPE_CHECKING:
     from rich.console import Console
