@@ -63,14 +63,17 @@ from appliance.settings.file import read
 from appliance.storage.reserve import give_up
 from appliance.storage.upkeep import Upkeep
 from appliance.store import Store
+from appliance.store.footing import Rescued
 from appliance.store.mirror import QueueMirror
 from appliance.store.owner import password_set
+from appliance.store.settings import keep_rescue
 
 logger = logging.getLogger(__name__)
 
 DRAFT_TOKENS = 96
 SHUTDOWN_SECONDS = 7.0
 """For answers that have begun. All is closed within ten, which is what supervisors give."""
+END_SECONDS = 1.0
 WORKERS = 32
 """Threads for what blocks. By default there are a few more than cores, and a store that another program
 has locked would soon hold all of them; whoever wants no more than a key looked up would wait with them."""
@@ -116,6 +119,7 @@ def build(home: Home, config: Config) -> Parts:
     home.ensure()
     events = EventBus()
     store = Store.open(home)
+    store.database.guard(lambda rescued: _tell_of_rescue(store, events, rescued))
     bundle = load_bundle(home.models / config.model.name)
     tokenizer = Tokenizer(bundle)
     registry = Registry(home, bundle.manifest)
@@ -209,12 +213,14 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         drafts.start()
         await parts.learning.start()
         await asyncio.to_thread(parts.jobs.start)
-        app.add_task(sweep(parts.home))
+        # Not `add_task` of Sanic, which warns of what is cancelled.
+        app.ctx.sweeping = asyncio.create_task(sweep(parts.home), name="sweep")
         parts.upkeep.start()
         await app.ctx.network.start()
 
     @app.before_server_stop
     async def withdraw(app: Sanic[Any, Any]) -> None:
+        parts.learning.close()
         await app.ctx.network.stop()
 
     @app.after_server_stop
@@ -229,9 +235,19 @@ def create_app(parts: Parts, *, insecure: bool = False, name: str = "shammah") -
         await asyncio.to_thread(parts.collector.stop)
         await asyncio.to_thread(parts.meter.stop)
         await asyncio.to_thread(parts.mirror.stop)
+        await _end_tasks()
         parts.store.close()
 
     return app
+
+
+async def _end_tasks() -> None:
+    """What still waits for something waits in vain, and would be destroyed with the loop."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=END_SECONDS)
 
 
 class Drafts:
@@ -363,6 +379,15 @@ def _tell_of_start(parts: Parts) -> None:
     if (news := read_news(parts.home)) is not None:
         logger.warning("The store was damaged. %s", news.told)
         parts.events.publish("store.mended", kept=news.kept, backup=news.backup, broken=list(news.broken))
+
+
+def _tell_of_rescue(store: Store, events: EventBus, rescued: Rescued) -> None:
+    """Say what was done to the store's files under the box, and that it has been made good."""
+    events.publish("store.rescued", files=list(rescued.files), aside=rescued.aside)
+    try:
+        keep_rescue(store.settings, rescued)
+    except ShammahError as error:
+        logger.warning("Nobody will remember this: %s", error)
 
 
 def _engine(

@@ -27,6 +27,7 @@ from appliance.commands import (
     training,
 )
 from appliance.commands.local import become_owner
+from appliance.commands.terminal import tame
 from appliance.errors import ShammahError
 from appliance.home import Home
 
@@ -80,7 +81,8 @@ def cli(context: click.Context) -> None:
     Every answer and every correction becomes an example. When enough have come together a run trains
     an adapter, the gate judges it, and if it is good the daemon switches to it.
     """
-    if context.invoked_subcommand not in ("install", "uninstall"):
+    if context.invoked_subcommand not in ("install", "uninstall"):  # whose files are for others, too
+        os.umask(0o077)
         context.call_on_close(become_owner(Home.default()))
 
 
@@ -105,6 +107,7 @@ cli.add_command(install.uninstall)
 
 def main() -> None:
     """Entry point."""
+    tame()
     cli(prog_name="shammah")
 
 

@@ -94,12 +94,30 @@ class Config(Section):
                 object.__setattr__(self, name, section)  # frozen for all others
 
 
+def decode(data: bytes) -> str:
+    """The text of a config file, as an editor on any system may have saved it.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
+        raise ConfigError("config.toml is saved as UTF-16: save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")  # Windows puts a mark before the first line
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"config.toml line {line}: not valid UTF-8 ({error.reason}): save it as UTF-8."
+        ) from error
+
+
 def parse_config(text: str) -> Config:
     """Read the text of a config file.
 
     Raises:
         ConfigError: with every problem in its message, each naming the key.
     """
+    text = text.removeprefix("\ufeff")
     try:
         data = tomllib.loads(text)
     # Some of its errors are plain: on numbers of thousands of digits, on lists nested as deep.
@@ -117,12 +135,12 @@ def parse_config(text: str) -> Config:
 def load_config(path: Path) -> Config:
     """Read `path`; a missing file means all defaults."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         return Config()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return parse_config(text)
+    return parse_config(decode(data))
 
 
 @dataclass(frozen=True)
@@ -189,8 +207,8 @@ def keep_good(path: Path, good: Path) -> None:
     """
     try:
         data = path.read_bytes()
-        parse_config(data.decode())
-    except (OSError, UnicodeDecodeError, ConfigError):
+        parse_config(decode(data))
+    except (OSError, ConfigError):
         return
     if not good.is_file() or good.read_bytes() != data:
         write_atomic(good, data)

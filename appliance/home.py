@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +19,24 @@ class Home:
 
     @classmethod
     def default(cls) -> Home:
-        """The home named by the environment."""
-        return cls(Path(os.environ.get("SHAMMAH_HOME") or Path.home() / ".shammah").expanduser().absolute())
+        """The home named by the environment.
+
+        Raises:
+            NotWritable: it names none, and there is no other way to tell.
+        """
+        try:
+            named = os.environ.get("SHAMMAH_HOME")
+            return cls((Path(named).expanduser() if named else _home_of_user() / ".shammah").absolute())
+        except RuntimeError as error:
+            raise NotWritable(
+                "This user has no home directory (HOME is not set): say in SHAMMAH_HOME where the box keeps "
+                "its data."
+            ) from error
+        except FileNotFoundError as error:
+            raise NotWritable(
+                "The directory this runs in has been deleted: go to another, or name the home in full in "
+                "SHAMMAH_HOME."
+            ) from error
 
     @property
     def config(self) -> Path:
@@ -90,6 +108,26 @@ class Home:
             directory.mkdir(exist_ok=True, mode=0o700)
         return self
 
+    def shut(self) -> int:
+        """Close what earlier releases left readable for others; says how much that was.
+
+        Models are left alone, which hold nothing of anybody; `config.toml` and the logs, whose modes are the
+        owner's to choose; and what belongs to another user.
+        """
+        shut = 0
+        tops = (self.adapters, self.runs, self.backups, self.tls)
+        for path in (self.root, *self.root.glob("*"), *(each for top in tops for each in top.rglob("*"))):
+            try:
+                about = path.lstat()
+                if path in (self.config, self.models, self.logs) or about.st_uid != os.geteuid():
+                    continue
+                if not stat.S_ISLNK(about.st_mode) and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                    path.chmod(stat.S_IMODE(about.st_mode) & stat.S_IRWXU)
+                    shut += 1
+            except OSError:  # it went just now, or the disk takes no writes: the doctor tells
+                continue
+        return shut
+
     def check_writable(self) -> None:
         """Whether this user may write here: what a wrong volume of a container is found out by.
 
@@ -100,6 +138,15 @@ class Home:
         for place in (there, self.models, self.adapters, self.runs, self.logs):
             if place.exists() and not os.access(place, os.W_OK | os.X_OK):
                 raise NotWritable(_why_not_writable(place))
+
+
+def _home_of_user() -> Path:
+    if os.environ.get("HOME"):
+        return Path.home()
+    try:  # empty, it would mean the directory this runs in
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError as error:
+        raise RuntimeError from error
 
 
 def _why_not_writable(place: Path) -> str:

@@ -15,22 +15,27 @@ import json
 import logging
 import logging.handlers
 import os
-import re
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
+
+from appliance.plain import readable
 
 Format = Literal["auto", "text", "json", "journal"]
 
 FILE_BYTES = 5_000_000
 FILES = 3
+LOOK_SECONDS = 1.0
+"""From one look whether the file is still at its path to the next."""
 INDENT = "    "
 """Before each further line of a record: only its head begins at the margin."""
 
@@ -40,8 +45,6 @@ counts: Counter[str] = Counter()
 _request: ContextVar[str] = ContextVar("request", default="")
 _run: ContextVar[str] = ContextVar("run", default="")
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""What ends a line for somebody, or moves the cursor of a terminal; but for line feeds and tabs."""
 
 
 # -- whom a line is about ---------------------------------------------------------------------
@@ -84,11 +87,6 @@ def _subject() -> dict[str, str]:
 
 
 # -- how it looks -----------------------------------------------------------------------------
-
-
-def readable(text: str) -> str:
-    """Text without what could pass for something else in a log: control characters are written out."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class TextFormatter(logging.Formatter):
@@ -160,9 +158,7 @@ def configure(directory: Path, level: str, form: Format) -> None:
     if form == "auto":
         form = "journal" if _is_journal() else "text"
     formatters = {"text": TextFormatter, "journal": JournalFormatter, "json": JsonFormatter}
-    file = logging.handlers.RotatingFileHandler(
-        directory / "shammah.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"
-    )
+    file = _File(directory / "shammah.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")
     file.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     stream = logging.StreamHandler()
     stream.setFormatter(formatters[form]())
@@ -186,6 +182,34 @@ def configure_child() -> None:
     for option, value in itertools.pairwise(sys.argv):
         if option == "--out" and (run := Path(value).parent.name).startswith("run_"):
             _run.set(run)
+
+
+class _File(logging.handlers.RotatingFileHandler):
+    """Rotated; private; and made anew when somebody has deleted or moved it."""
+
+    _look_at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_SECONDS
+            self._reopen()
+        super().emit(record)
+
+    def _open(self) -> TextIOWrapper:
+        os.close(os.open(self.baseFilename, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        return super()._open()
+
+    def _reopen(self) -> None:
+        with suppress(OSError):
+            there = Path(self.baseFilename).exists()
+            if there and self.stream is not None:
+                there = os.path.samestat(Path(self.baseFilename).stat(), os.fstat(self.stream.fileno()))
+            if not there:
+                Path(self.baseFilename).parent.mkdir(mode=0o700, exist_ok=True)
+                fresh = self._open()
+                if self.stream is not None:
+                    self.stream.close()
+                self.stream = fresh
 
 
 class _Counting(logging.Handler):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from appliance.errors import Conflict, ShammahError, Unavailable
 from appliance.files import remove_durably, write_atomic
 from appliance.home import Home
 from appliance.learning.switch import APPLIANCE
+from appliance.lock import held_alone
 from appliance.network.listening import Place, listen_all, nearest, reached_at, shown, split_bind
 from appliance.network.names import in_url, unique
 from appliance.origin import is_loopback
@@ -39,6 +39,8 @@ first_run = logging.getLogger("appliance.first_run")
 AUTO_HTTPS_PORT = 8443
 GLANCE_SECONDS = 1.0
 """So long a start waits for the home's lock: a command that looks for the daemon holds it for a moment."""
+LOOK_SECONDS = 2.0
+"""From one look for what was deleted under the box to the next."""
 
 
 def configure_logging(home: Home, server: ServerConfig) -> None:
@@ -53,16 +55,14 @@ def configure_logging(home: Home, server: ServerConfig) -> None:
 def only_daemon(home: Home) -> Iterator[None]:
     """Hold the home's lock; the kernel lets go of it however this process ends."""
     patience = time.monotonic() + GLANCE_SECONDS
-    with (home.root / "daemon.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= patience:
-                    raise Conflict(f"A daemon is already running on {home.root}.") from error
-            time.sleep(0.05)
-        yield
+    while True:
+        with held_alone(home) as alone:
+            if alone:
+                yield
+                return
+        if time.monotonic() >= patience:
+            raise Conflict(f"A daemon is already running on {home.root}.")
+        time.sleep(0.05)
 
 
 def listen_secure(bind: str, places: Sequence[Place]) -> list[socket.socket]:
@@ -127,9 +127,16 @@ def reload_on_signal(app: Sanic[Any, Any], settings: SettingsEditor) -> None:
             logger.info("Read config.toml again: %s", ", ".join(item.key for item in taken) or "nothing new")
         await app.ctx.network.check()
 
+    going_on: set[asyncio.Task[None]] = set()
+
+    def begin() -> None:
+        task = asyncio.get_running_loop().create_task(reload(), name="reload")
+        going_on.add(task)
+        task.add_done_callback(going_on.discard)
+
     @app.after_server_start
     async def catch(app: Sanic[Any, Any]) -> None:
-        app.loop.add_signal_handler(signal.SIGHUP, lambda: app.add_task(reload()))
+        app.loop.add_signal_handler(signal.SIGHUP, begin)
 
 
 def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
@@ -137,6 +144,7 @@ def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
     host, port = nearest(places)
     app.ctx.closed = all(is_loopback(each) for each, _ in places)
     app.ctx.port = port
+    keeping: list[asyncio.Task[None]] = []
 
     @app.after_server_start
     async def started(app: Sanic[Any, Any]) -> None:
@@ -153,6 +161,7 @@ def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
         }
         try:
             write_atomic(home.daemon, json.dumps(record))
+            keeping.append(asyncio.create_task(_keep_there(home, json.dumps(record))))
             served.came_up(home, app.ctx.bundle.manifest)
             keep_good(home.config, home.good_config)
         except ShammahError as error:  # serving matters more
@@ -164,8 +173,28 @@ def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
 
     @app.before_server_stop
     async def stopping(app: Sanic[Any, Any]) -> None:
+        for task in keeping:
+            task.cancel()
         remove_durably(home.daemon)
         app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)
+
+
+async def _keep_there(home: Home, record: str) -> None:
+    """What is deleted under the box comes back: its directories, and the file by which commands find it."""
+
+    def put_back() -> None:
+        if home.root.is_dir() and not home.daemon.exists():
+            write_atomic(home.daemon, record)
+            logger.warning("%s had been deleted, and is there again.", home.daemon.name)
+        if home.root.is_dir():  # moved away, it shall find its place free when it comes back
+            home.ensure()
+
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            await asyncio.to_thread(put_back)
+        except (ShammahError, OSError) as error:
+            logger.debug("Not there again yet: %s", error)
 
 
 def invite(app: Sanic[Any, Any], places: Sequence[Place], insecure: bool) -> None:

@@ -31,6 +31,8 @@ METADATA = "shammah"
 
 MAX_RANK = 256
 MAX_BYTES = 2 * 1024**3
+MAX_HEADER_BYTES = 4_000_000
+"""An entry for each of some thousand matrices. Parsed, a header takes many times its size in memory."""
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _DTYPES = ("F32", "F16", "BF16")
 _TEXT_LIMIT = 200
@@ -136,7 +138,10 @@ def _read(path: Path) -> bytes:
             if status.st_size > MAX_BYTES:
                 _refuse(path, f"has {status.st_size:,} bytes, more than any adapter")
             with os.fdopen(fd, "rb", closefd=False) as file:
-                return file.read()
+                head = file.read(8)
+                if (length := int.from_bytes(head, "little")) > MAX_HEADER_BYTES:
+                    _refuse(path, f"is no adapter, or damaged: its header would have {length:,} bytes")
+                return head + file.read()
         finally:
             os.close(fd)
     except OSError as error:

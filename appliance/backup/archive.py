@@ -7,7 +7,6 @@ database is copied as of one moment while the box goes on; nothing that was dele
 from __future__ import annotations
 
 import fcntl
-import gzip
 import hashlib
 import io
 import json
@@ -17,16 +16,16 @@ import shutil
 import tarfile
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 from appliance import __version__
-from appliance.adapters.file import SUFFIX
+from appliance.adapters.file import MAX_BYTES, SUFFIX
+from appliance.backup.tar import MOST_RATIO, Archive, opened
 from appliance.errors import Conflict, InvalidRequest, NotFound, StorageFull
 from appliance.failpoints import failpoint
 from appliance.files import publish_file, remove_durably, storage_errors
@@ -36,9 +35,9 @@ from appliance.store.db import copy_database
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-MANIFEST_BYTES = 64_000_000
-HEADER_BYTES = 100_000
-_READ_WHOLE = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
+MANIFEST_BYTES = 32_000_000
+_MOST_BYTES = (("config.toml", 1_000_000), ("tls/", 1_000_000), ("adapters/", MAX_BYTES))
+"""Of what is read into memory whole."""
 CHUNK = 1 << 20
 SPARE_BYTES = 50_000_000
 """Kept free on the disk: a backup must not be what fills it."""
@@ -198,7 +197,7 @@ def backups(home: Home) -> list[Backup]:
     """The archives there are, newest first."""
     found = []
     for path in home.backups.glob("*.tar.gz") if home.backups.is_dir() else ():
-        if not _NAME.fullmatch(path.name):
+        if not _NAME.fullmatch(path.name) or not path.is_file():
             continue
         manifest = None
         with suppress(InvalidRequest, FileNotFoundError):
@@ -251,6 +250,10 @@ def adopt(home: Home, draft: Path) -> Backup:
     Raises:
         InvalidRequest: it is not a backup, or a damaged one; the draft is left alone.
     """
+    with opened(draft) as tar:
+        promised = _manifest(tar, draft).size
+    if promised > shutil.disk_usage(home.root).total:
+        raise InvalidRequest(f"This backup is of {promised / 1e9:,.0f} GB, and this disk is smaller.")
     manifest = verify(draft)
     home.backups.mkdir(exist_ok=True, mode=0o700)
     path = _free_name(home, manifest.created, ELSEWHERE)
@@ -278,8 +281,8 @@ def read_manifest(path: Path) -> Manifest:
         InvalidRequest: it is not a backup.
         FileNotFoundError: it is not there.
     """
-    with _opened(path) as tar:
-        return _manifest(tar)
+    with opened(path) as tar:
+        return _manifest(tar, path)
 
 
 def verify(path: Path) -> Manifest:
@@ -288,8 +291,8 @@ def verify(path: Path) -> Manifest:
     Raises:
         InvalidRequest: it is not a backup, or a damaged one.
     """
-    with _opened(path) as tar:
-        manifest = _manifest(tar)
+    with opened(path) as tar:
+        manifest = _manifest(tar, path)
         for _, stream in _members(tar, manifest):
             while stream.read(CHUNK):
                 pass
@@ -303,8 +306,8 @@ def extract_store(path: Path, target: Path) -> Manifest:
         InvalidRequest: it is not a backup, or a damaged one; there may be part of a file.
         StorageFull: there is no room.
     """
-    with storage_errors("what was in the backup"), _opened(path) as tar:
-        manifest = _manifest(tar)
+    with storage_errors("what was in the backup"), opened(path) as tar:
+        manifest = _manifest(tar, path)
         _need_room(target.parent, manifest.files["store.db"].size)
         for name, stream in _members(tar, manifest):
             if name == "store.db":
@@ -324,8 +327,8 @@ def unpack(path: Path, place: Path) -> Manifest:
         InvalidRequest: it is not a backup, or a damaged one; the directory may hold part of it.
         StorageFull: there is no room.
     """
-    with storage_errors("what was in the backup"), _opened(path) as tar:
-        manifest = _manifest(tar)
+    with storage_errors("what was in the backup"), opened(path) as tar:
+        manifest = _manifest(tar, path)
         _need_room(place, manifest.size)
         for name, stream in _members(tar, manifest):
             target = place / name
@@ -419,40 +422,12 @@ def _free_name(home: Home, when: float, maker: str) -> Path:
 # -- reading ------------------------------------------------------------------------------------
 
 
-class _Header(tarfile.TarInfo):
-    """A header that is no larger than ours are: others are read into memory whole, however large."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        found = super().frombuf(buf, encoding, errors)
-        if found.type in _READ_WHOLE and found.size > HEADER_BYTES:
-            raise InvalidRequest("This is not a backup of Shammah: it has a header that is too large.")
-        return found
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with _stream(path) as tar:
-            yield tar
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InvalidRequest(f"This is not a backup of Shammah, or it is damaged ({error}).") from error
-
-
-def _stream(path: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(path, "r|gz", tarinfo=_Header)
-    except TypeError as error:  # so tarfile takes a file that ends within the header of gzip
-        raise tarfile.ReadError("it ends within its first bytes") from error
-
-
-def _manifest(tar: tarfile.TarFile) -> Manifest:
+def _manifest(tar: Archive, path: Path) -> Manifest:
     first = tar.next()
-    stream = tar.extractfile(first) if first and first.name == MANIFEST and first.isreg() else None
-    if stream is None or first is None or first.size > MANIFEST_BYTES:
+    if first is None or first.name != MANIFEST or first.size > MANIFEST_BYTES:
         raise InvalidRequest("This is not a backup of Shammah: it does not begin with a manifest.")
     try:
-        data: dict[str, Any] = json.loads(stream.read())
+        data: dict[str, Any] = json.loads(tar.read(first.size))
         if data["format"] != FORMAT:
             raise InvalidRequest(
                 f"This backup was made by another release ({data.get('version')}), in a format unknown here."
@@ -470,23 +445,30 @@ def _manifest(tar: tarfile.TarFile) -> Manifest:
             files=files,
         )
         datetime.fromtimestamp(manifest.created, UTC)  # it becomes a name
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError,
+    ) as error:  # fmt: skip
         raise InvalidRequest("The manifest of this backup cannot be read.") from error
     wrong = next((name for name in files if not _SAFE.fullmatch(name)), None)
     if wrong is not None or "store.db" not in files or min(member.size for member in files.values()) < 0:
         raise InvalidRequest("The manifest of this backup names files that have no place in one.")
+    for name, member in files.items():
+        if member.size > next((most for part, most in _MOST_BYTES if name.startswith(part)), member.size):
+            raise InvalidRequest(f"This is not a backup of Shammah: its {name} is too large for one.")
+    if manifest.size > path.stat().st_size * MOST_RATIO:
+        raise InvalidRequest("This backup is damaged: it cannot hold all that its manifest tells of.")
     return manifest
 
 
 class _Checked(io.RawIOBase):
     """A member's content, hashed as it is read; wrong at its end raises."""
 
-    def __init__(self, name: str, stream: IO[bytes], member: Member) -> None:
-        self._name, self._stream, self._member = name, stream, member
+    def __init__(self, name: str, tar: Archive, member: Member) -> None:
+        self._name, self._tar, self._member = name, tar, member
         self._hash, self._read = hashlib.sha256(), 0
 
     def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(size)
+        data = self._tar.read(size)
         self._hash.update(data)
         self._read += len(data)
         if not data and size:
@@ -498,15 +480,15 @@ class _Checked(io.RawIOBase):
             raise InvalidRequest(f"This backup is damaged: {self._name} is not what it was.")
 
 
-def _members(tar: tarfile.TarFile, manifest: Manifest) -> Iterator[tuple[str, _Checked]]:
+def _members(tar: Archive, manifest: Manifest) -> Iterator[tuple[str, _Checked]]:
     """The files, in the archive's order; each has to be read to its end before the next."""
     missing = dict(manifest.files)
     for entry in iter(tar.next, None):
         member = missing.pop(entry.name, None)
-        stream = tar.extractfile(entry) if entry.isreg() else None
-        if member is None or stream is None or entry.size != member.size:
-            raise InvalidRequest(f"This backup is damaged: {entry.name!r} is not in its manifest like this.")
-        checked = _Checked(entry.name, stream, member)
+        if member is None or entry.size != member.size:
+            name = entry.name[:200]
+            raise InvalidRequest(f"This backup is damaged: {name!r} is not in its manifest like this.")
+        checked = _Checked(entry.name, tar, member)
         yield entry.name, checked
         checked.check()
     if missing:

@@ -21,12 +21,14 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from appliance.backup import archive
-from appliance.backup.restore import no_daemon, pending, put_in_place, restored_at, sync_tree
+from appliance.backup.restore import pending, put_in_place, restored_at, sync_tree
 from appliance.errors import InvalidRequest, ShammahError, StorageFull, Unavailable
 from appliance.files import remove_durably, storage_errors, write_atomic
 from appliance.home import Home
+from appliance.lock import held_alone
 from appliance.store import Store
 from appliance.store.db import Database, find_damage, look_into
+from appliance.store.footing import finish
 from appliance.store.keep import NAME as MIGRATION_NAME
 from appliance.store.keep import copies
 from appliance.store.salvage import Salvaged, salvage
@@ -101,7 +103,7 @@ def mend(home: Home) -> Mended | None:
     """
     if not home.root.is_dir():
         return None
-    with no_daemon(home) as alone:
+    with held_alone(home) as alone:
         if not alone:
             return None
         problem = _damage(home)
@@ -114,6 +116,14 @@ def mend(home: Home) -> Mended | None:
         mended = _mend(home, problem)
         remove_durably(home.root / SUSPECT)
     return mended
+
+
+def finish_rescue(home: Home) -> bool:
+    """Put in place what a daemon had saved when it ended before it could: see `store/footing.py`."""
+    if not home.root.is_dir():
+        return False
+    with held_alone(home) as alone:
+        return alone and finish(home.store)
 
 
 def read_news(home: Home) -> Mended | None:

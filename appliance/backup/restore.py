@@ -8,7 +8,6 @@ moved aside stays, until the owner deletes it, and can be put back the same way.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -25,11 +24,12 @@ from typing import Any
 
 from appliance.adapters.file import SUFFIX
 from appliance.backup.archive import Manifest, unpack
-from appliance.config import parse_config
+from appliance.config import decode, parse_config
 from appliance.errors import BundleError, Conflict, InvalidRequest, NotFound
 from appliance.failpoints import failpoint
 from appliance.files import fsync_dir, remove_durably, replace_symlink, storage_errors, write_atomic
 from appliance.home import Home
+from appliance.lock import held_alone
 from appliance.model.bundle import load_bundle
 from appliance.model.source import DEFAULT_NAME
 from appliance.store import Store
@@ -186,7 +186,7 @@ def finish_restore(home: Home) -> bool:
     """
     if not pending(home):
         return False
-    with no_daemon(home) as alone:
+    with held_alone(home) as alone:
         if not alone:
             return False
         if not _carry_out(home):
@@ -297,13 +297,7 @@ def _clear_gone(home: Home) -> None:
 def _check(home: Home, place: Path, manifest: Manifest, actor: str) -> None:
     """Make what was unpacked fit to serve, or refuse it."""
     config = place / "config.toml"
-    if config.is_file():
-        try:
-            served = parse_config(config.read_text(encoding="utf-8")).model.name
-        except UnicodeDecodeError as error:
-            raise InvalidRequest("The config.toml in this backup is not text.") from error
-    else:
-        served = manifest.model
+    served = parse_config(decode(config.read_bytes())).model.name if config.is_file() else manifest.model
     if served != DEFAULT_NAME:  # that one comes by itself
         try:
             load_bundle(home.models / served)
@@ -360,18 +354,6 @@ def _aside(home: Home, name: str) -> Path:
     if not _ASIDE_NAME.fullmatch(name) or not path.is_dir():
         raise NotFound("That is not there any more.", param="name")
     return path
-
-
-@contextmanager
-def no_daemon(home: Home) -> Iterator[bool]:
-    """Keep a daemon from starting meanwhile; says whether none runs."""
-    with (home.root / "daemon.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _there(path: Path) -> bool:

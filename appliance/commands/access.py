@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from appliance.commands.local import open_store
 from appliance.commands.output import json_option, moment, print_json, print_table
 from appliance.commands.words import WORDS
+from appliance.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from appliance.store import Store
@@ -38,11 +39,19 @@ def password() -> None:
     if sys.stdin.isatty():
         text = click.prompt("New password", hide_input=True, confirmation_prompt=True)
     else:
-        text = sys.stdin.readline().rstrip("\r\n")
+        text = _line_of(sys.stdin.buffer)
     with open_store() as store:
         set_password(store, text)
         store.audit.add("owner", "owner.password", {})
     click.echo("The owner's password is set; log in at the console with it.")
+
+
+def _line_of(stream: BinaryIO) -> str:
+    """One line, whatever the shell's language; some shells put a byte-order mark before what they pipe."""
+    try:
+        return stream.readline().decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("The password on stdin is not UTF-8.") from error
 
 
 @click.group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import ShammahError, Unavailable
 from appliance.home import Home
+from appliance.lock import is_held
 
 if TYPE_CHECKING:
     import httpx
@@ -114,10 +114,6 @@ def _alive(home: Home, pid: int) -> bool:
     try:
         if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return False
-        with (home.root / "daemon.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_held(home)
     except (psutil.Error, OSError, ValueError, OverflowError):  # what was written down is no process's number
         return False
-    return False

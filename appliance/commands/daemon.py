@@ -60,12 +60,16 @@ def daemon(bind: str | None, insecure: bool) -> None:
 
     stopping.heed()
     notify.starting("Putting things in place", at_most=RESTORE_SECONDS)
-    from appliance.backup.mend import mend
+    from appliance.backup.mend import finish_rescue, mend
     from appliance.backup.restore import finish_restore
     from appliance.config import load_to_serve
 
     home = Home.default()
     home.check_writable()
+    if home.root.is_dir():
+        home.shut()
+    if finish_rescue(home):
+        click.echo("The store's files had been taken away; what was saved of them is in place.", err=True)
     if finish_restore(home):
         click.echo("The backup is in place; what was there before is kept beside it.", err=True)
     if mended := mend(home):

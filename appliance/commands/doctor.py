@@ -8,8 +8,10 @@ import click
 
 from appliance.commands.client import Daemon, find_daemon
 from appliance.commands.output import json_option, print_json
+from appliance.commands.terminal import console
 from appliance.errors import ShammahError, Unavailable
 from appliance.home import Home
+from appliance.plain import readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +44,6 @@ and warnings are no errors."""
 @json_option
 def doctor(quick: bool, as_json: bool) -> None:
     """Look for whatever is wrong with this box, and say what mends it."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     from appliance.doctor.box import looked_at
@@ -50,16 +51,16 @@ def doctor(quick: bool, as_json: bool) -> None:
 
     home = Home.default()
     standing = _ask(home)
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     with (
         looked_at(home, standing, quick=quick) as box,
         Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            console=console,
+            console=screen,
             transient=True,
-            disable=as_json or not console.is_terminal,
+            disable=as_json or not screen.is_terminal,
         ) as bar,
     ):
         task = bar.add_task("Looking", total=1.0)
@@ -67,9 +68,9 @@ def doctor(quick: bool, as_json: bool) -> None:
     if as_json:
         print_json({"home": str(home.root), **report.to_json()})
     else:
-        out = Console(highlight=False, soft_wrap=False)
+        out = console()
         out.print(_table(report))
-        out.print(_summary(report, home))
+        out.print(readable(_summary(report, home)))
     if report.worst == "error":
         raise SystemExit(1)
 
@@ -124,9 +125,9 @@ def _table(report: Report) -> Table:
     for check in CHECKS:
         for number, finding in enumerate(report.of(check.id)):
             word, colour = _LOOKS[finding.level]
-            said = Text(finding.seen)
+            said = Text(readable(finding.seen))
             if finding.fix:
-                said.append(f"\n→ {finding.fix}", style="bold" if finding.level == "error" else "")
+                said.append(f"\n→ {readable(finding.fix)}", style="bold" if finding.level == "error" else "")
             table.add_row(Text(word, style=colour), "" if number else check.title, said)
     return table
 

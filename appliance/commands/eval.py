@@ -12,6 +12,7 @@ import click
 
 from appliance.commands.local import adapter_path, open_registry, served_bundle
 from appliance.commands.output import json_option, print_json, print_table
+from appliance.commands.terminal import console
 from appliance.commands.words import WORDS
 from appliance.errors import InvalidRequest, ShammahError
 from appliance.home import Home
@@ -80,11 +81,10 @@ def _judge(home: Home, adapter: str | None, examples: Path | None) -> dict[str, 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; nothing elsewhere."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    screen = console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("Judging", total=None)
         yield lambda step, steps: bar.update(task, completed=step, total=steps)
 

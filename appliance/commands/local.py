@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import appliance
 from appliance.errors import Conflict
 from appliance.home import Home
+from appliance.lock import held_alone
 
 if TYPE_CHECKING:
     from appliance.adapters.file import Adapter
@@ -77,11 +77,9 @@ def no_daemon(home: Home) -> Iterator[None]:
         Conflict: one is starting or stopping right now.
     """
     home.ensure()
-    with (home.root / "daemon.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict("The daemon is starting or stopping: try again in a moment.") from error
+    with held_alone(home) as alone:
+        if not alone:
+            raise Conflict("The daemon is starting or stopping: try again in a moment.")
         yield
 
 
@@ -114,6 +112,20 @@ def resting_switch(home: Home, store: Store) -> Switch:
 
     registry = open_registry(home)
     return Switch(registry, store, _Resting(registry), EventBus())
+
+
+def end_runs(home: Home, store: Store) -> None:
+    """End the runs that wait for the next start to go on with them. Only inside `no_daemon`."""
+    from appliance.config import load_to_serve
+    from appliance.learning.child import kill_orphans
+    from appliance.learning.retry import end_stopped
+    from appliance.learning.trainer import discard
+
+    for run in store.runs.unfinished():
+        if run.adapter is None:
+            kill_orphans(home.runs / run.id)
+            end_stopped(store, load_to_serve(home.config, home.good_config).config, run)
+            discard(home.runs / run.id)
 
 
 def open_registry(home: Home) -> Registry:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.commands.output import json_option, moment, print_facts, print_json, print_table, size
+from appliance.commands.terminal import console
 from appliance.commands.words import WORDS
 from appliance.home import Home
 
@@ -37,20 +38,19 @@ Doing it twice is a no-op; an interrupted import leaves nothing behind.""",
 @click.option("--use", "use_it", is_flag=True, help="Serve it from the daemon's next start.")
 def import_(source: str, name: str | None, use_it: bool) -> None:
     """Import SOURCE: `default`, a checkpoint directory, a .gguf file, or a hub id OWNER/NAME."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     from appliance.model.importer import import_model
 
     home = Home.default()
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=screen,
+        disable=not screen.is_terminal,
     ) as bar:
         task = bar.add_task("Importing", total=1.0)
         last = ""
@@ -137,17 +137,16 @@ def _use(home: Home, name: str) -> None:
 
     from appliance.commands.client import find_daemon
     from appliance.config import load_config, parse_config
-    from appliance.files import write_atomic
     from appliance.model.bundle import load_bundle
+    from appliance.settings.file import read, write
 
     load_config(home.config)  # a broken file is refused, not overwritten
     bundle = load_bundle(home.models / name)
-    text = home.config.read_text(encoding="utf-8") if home.config.exists() else ""
-    document = tomlkit.parse(text)
+    document = tomlkit.parse(read(home.config).text)
     document.setdefault("model", tomlkit.table())["name"] = bundle.manifest.name
     changed = tomlkit.dumps(document)
     parse_config(changed)
-    write_atomic(home.config, changed)
+    write(home.config, changed)
     restart = " Restart the daemon to serve it." if find_daemon(home) else ""
     click.echo(f"{name} is the model to serve.{restart}")
 

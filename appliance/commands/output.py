@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from appliance.commands.terminal import json_text
+from appliance.plain import readable
+
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead."
 )
@@ -16,7 +19,7 @@ json_option: Callable[[Any], Any] = click.option(
 
 def print_json(value: Any) -> None:
     """Indented JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
@@ -48,7 +51,7 @@ def size(count: float) -> str:
 
 def shorten(text: str, width: int = 60) -> str:
     """One line, at most `width` characters."""
-    line = " ".join(text.split())
+    line = readable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
@@ -57,4 +60,4 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return readable(" ".join(str(value).split()))

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import click
 
 from appliance.commands.client import find_daemon
-from appliance.commands.local import no_daemon, open_store, resting_switch
+from appliance.commands.local import end_runs, no_daemon, open_store, resting_switch
 from appliance.commands.output import json_option, moment, print_json, print_table, shorten
+from appliance.commands.terminal import json_text
 from appliance.commands.words import WORDS
 from appliance.home import Home
 
@@ -90,7 +91,7 @@ def export(output: Path | None) -> None:
         lines = [queue_line(example) for example in store.examples.queue_after(0)[1]]
     if output is None:
         for line in lines:
-            click.echo(line, nl=False)
+            click.echo(json_text(line), nl=False)
         return
     from appliance.files import write_atomic
 
@@ -157,6 +158,7 @@ def _forget_at_rest(home: Home, example: str | None, device: str | None, retrain
         return home.current.readlink().stem if home.current.is_symlink() else None
 
     with no_daemon(home), open_store() as store:
+        end_runs(home, store)  # the next start would go on with what it holds
 
         async def step_back(adapters: Collection[str]) -> str | None:
             switch = resting_switch(home, store)

@@ -10,6 +10,7 @@ import click
 from appliance.commands.client import Daemon, find_daemon, need_daemon
 from appliance.commands.local import open_store
 from appliance.commands.output import json_option, moment, print_facts, print_json
+from appliance.commands.terminal import console
 from appliance.errors import ShammahError
 from appliance.home import Home
 
@@ -84,17 +85,16 @@ def train(now: bool, detach: bool, as_json: bool) -> None:
 
 
 def _watch(daemon: Daemon, run_id: str) -> dict[str, Any]:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=screen,
+        disable=not screen.is_terminal,
     ) as bar:
         task = bar.add_task("Waiting", total=None, detail="")
         shown = ""

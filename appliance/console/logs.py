@@ -24,7 +24,8 @@ from sanic.response import file_stream
 from appliance.console.live import told_of_stop
 from appliance.console.login import still_admitted
 from appliance.console.render import page, render
-from appliance.logs import INDENT, readable
+from appliance.logs import INDENT
+from appliance.plain import readable
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 SHOWN = 200

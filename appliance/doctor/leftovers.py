@@ -13,6 +13,7 @@ from appliance.backup import restore
 from appliance.doctor.box import Box, Tell
 from appliance.doctor.disk import size_of
 from appliance.doctor.finding import Finding, note, ok, warning
+from appliance.learning.resumption import was_paused
 
 OLD = 3600.0
 """Seconds after which nobody writes to a temporary file any more."""
@@ -97,5 +98,5 @@ def _dead_runs(box: Box) -> Iterator[str]:
     for run in box.store.runs.unfinished():
         alive = run.pid is not None and psutil.pid_exists(run.pid)
         young = box.now - run.created < OLD and box.standing is not None
-        if run.id != going_on and not alive and not young:
+        if run.id != going_on and not alive and not young and not was_paused(run):
             yield run.id

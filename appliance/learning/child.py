@@ -37,6 +37,8 @@ memory: dict[str, float] = {}
 SACRIFICE = "500"
 """When the machine runs out of memory, the kernel takes the program rather than the daemon."""
 MB = 1024 * 1024
+SHUTDOWN_SECONDS = 0.3
+"""What kills a program may be the end of the whole machine; the daemon is told of it in the same moment."""
 
 
 class ChildFailed(Exception):
@@ -88,6 +90,7 @@ class Child:
         self._yielding = yielding
         self._on_pause = on_pause
         self._stop = threading.Event()
+        self._patience = 0.0
         self._name = ""
         self.seconds = 0.0
         self.peak_mb = 0.0
@@ -97,8 +100,13 @@ class Child:
         """Whether `stop` was called."""
         return self._stop.is_set()
 
-    def stop(self) -> None:
-        """Kill what runs; `run` then raises `ChildStopped`, now and later."""
+    def stop(self, patience: float = 0.0) -> None:
+        """Kill what runs; `run` then raises `ChildStopped`, now and later.
+
+        Args:
+            patience: seconds that it has from SIGTERM on, to save what it has done.
+        """
+        self._patience = patience
         self._stop.set()
 
     def run(
@@ -150,6 +158,8 @@ class Child:
                 reader.join(timeout=5)
                 program.output.close()
         if code < 0:
+            if self._stop.wait(SHUTDOWN_SECONDS):
+                raise ChildStopped
             raise ChildKilled(_why(code, log))
         if code:
             failure = ChildTooLarge if code == errno.ENOMEM else ChildFailed
@@ -163,6 +173,7 @@ class Child:
                 if program.ended(within=POLL_SECONDS):
                     return
                 if self._stop.is_set():
+                    self._let_save(program, still)
                     raise ChildStopped
                 now = time.monotonic()
                 self.seconds += 0.0 if still else now - before
@@ -180,6 +191,13 @@ class Child:
             memory.pop(self._name, None)
             if still:
                 self._on_pause(False)
+
+    def _let_save(self, program: Program, still: bool) -> None:
+        if self._patience:
+            program.signal(signal.SIGTERM)
+            if still:
+                program.signal(signal.SIGCONT)
+            program.ended(within=self._patience)
 
     def _weigh(self, pid: int, limit: int) -> None:
         used = resident_mb(pid)

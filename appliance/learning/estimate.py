@@ -15,6 +15,8 @@ from appliance.store.runs import Run
 
 RECENT = 5
 """Runs that count: the box may be in another state by now than long ago."""
+_PARTIAL = frozenset({"resumed", "parts", "stopped"})
+"""Metrics of a run whose figures are not those of a whole training."""
 FIRST_STEPS = 5
 """Steps of a run after which its own speed is believed."""
 GATE_SECONDS = 60.0
@@ -71,8 +73,9 @@ def pace(runs: Sequence[Run], kind: str) -> Pace | None:
     timed = [
         run.metrics for run in runs if run.metrics and {"train_seconds", "peak_mb"} <= run.metrics.keys()
     ]
-    # One that was cut off trained a part of its tokens in an earlier life; one that stopped early, not all.
-    timed = [m for m in timed if m.get("recipe") == kind and not {"resumed", "stopped"} & m.keys()][:RECENT]
+    # One that went on from a checkpoint trained a part of its tokens in an earlier life; one that stopped
+    # early, not all.
+    timed = [m for m in timed if m.get("recipe") == kind and not _PARTIAL & m.keys()][:RECENT]
     if not timed:
         return None
 

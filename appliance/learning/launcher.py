@@ -24,6 +24,8 @@ _CREDENTIALS = struct.Struct("3i")
 
 def main() -> int:
     """Serve the connection to its end."""
+    # When systemd stops the slice, the program gets the signal too: it may want to save what it has done.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     connection = socket.socket(fileno=0)
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     # The socket's mode says so too: whoever may use it runs what he likes as this user.

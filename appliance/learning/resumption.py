@@ -61,14 +61,28 @@ class Resumption:
     def take_up(self, run: Run, step: int) -> bool:
         """Whether a run that was cut off goes on from there; counted before it does."""
         metrics = self._store.runs.get(run.id).metrics or {}
+        if metrics.pop("paused", False):
+            # It did nothing wrong, so it goes on however often: a box may be stopped every night.
+            self._store.runs.update(run.id, metrics={**metrics, "parts": metrics.get("parts", 1) + 1})
+            self._tell(run, step, "was stopped with the box")
+            return True
         earlier = metrics.get("resumed", [])
         limit = load_settings(self._home.runs / run.id).max_resumes
         if not may_go_on(earlier, step, limit):
             return False
         self._store.runs.update(run.id, metrics={**metrics, "resumed": [*earlier, step]}, pid=None)
-        logger.warning("%s was cut off; it goes on from step %d", run.id, step)
-        self._events.publish("run.resumed", run=run.id, step=step)
+        self._tell(run, step, "was cut off")
         return True
+
+    def pause(self, run: Run) -> Run:
+        """The box is being stopped: the next start takes the run up, and that does not count."""
+        metrics = self._store.runs.get(run.id).metrics or {}
+        logger.info("%s is stopped with the box; the next start goes on with it", run.id)
+        return self._store.runs.update(run.id, metrics={**metrics, "paused": True}, pid=None)
+
+    def _tell(self, run: Run, step: int, why: str) -> None:
+        logger.warning("%s %s; it goes on from step %d", run.id, why, step)
+        self._events.publish("run.resumed", run=run.id, step=step)
 
     def judge_again(self, run: Run) -> bool:
         """Whether a gate that was killed begins again; counted before it does."""
@@ -86,6 +100,11 @@ class Resumption:
         for file in self._home.runs.glob(f"*/*{checkpoint.NAME}"):
             if file.parent.name not in unfinished:
                 discard(file.parent)
+
+
+def was_paused(run: Run) -> bool:
+    """Whether the box was stopped in an orderly way under it, and it waits for the next start."""
+    return bool((run.metrics or {}).get("paused"))
 
 
 def may_go_on(earlier: Sequence[int], step: int, limit: int) -> bool:

@@ -16,7 +16,7 @@ Nothing an owner taught is thrown away, and no batch may keep the box busy for e
   they still wait. What failed is answered to likewise; when such an attempt is beyond `max_attempts`
   and does not succeed, they are parked again.
 * A run that a person *cancelled* releases its examples; no run starts by itself for one batch
-  timeout. One that the box's shutdown interrupted does not count as an attempt.
+  timeout. One that the box's shutdown interrupted has not ended: the next start goes on with it.
 * A run whose adapter was promoted and did not stand the *probation* is as good as rejected: what it
   learned is learned again, more gently, from the adapter before, and parked in the end. What people
   rejected meanwhile is not learned again; the ratings that brought the adapter down are examples of
@@ -157,29 +157,19 @@ def give_back(
         return end_run(store, run, state, reason)
 
 
-def end_stopped(store: Store, config: Config, run: Run, *, shutdown: bool) -> Run:
-    """End a run that was stopped: its examples are pending again.
+def end_stopped(store: Store, config: Config, run: Run) -> Run:
+    """End a run that a person stopped: its examples are pending again.
 
     Args:
         store: where.
-        config: how long no run starts by itself after a person stopped one.
+        config: how long no run starts by itself after that.
         run: the run.
-        shutdown: the box is shutting down; its attempt does not count.
     """
     with store.transaction():
-        held = tuple(example.id for example in store.examples.held(run.id))
         store.examples.release(run.id)
-        if not shutdown:
-            pause = config.lora.batch_timeout_minutes * 60
-            save_retry(store.settings, Retry(time.time() + pause))
-            return end_run(
-                store, run, "cancelled", "A person stopped it. Its examples are in the queue again."
-            )
-        if run.attempt > 1:
-            earlier = load_retry(store.settings)
-            failed = earlier.failed if earlier else ()
-            save_retry(store.settings, Retry(time.time(), held, run.attempt, failed, run=run.id))
-        return end_run(store, run, "cancelled", "The box was shut down. Its examples are in the queue again.")
+        pause = config.lora.batch_timeout_minutes * 60
+        save_retry(store.settings, Retry(time.time() + pause))
+        return end_run(store, run, "cancelled", "A person stopped it. Its examples are in the queue again.")
 
 
 def end_untrained(store: Store, run: Run, reason: str) -> Run:

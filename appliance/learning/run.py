@@ -51,7 +51,7 @@ from appliance.learning.judge import Judge
 from appliance.learning.pin import load_pin
 from appliance.learning.progress import RunProgress, Tracker, Watch
 from appliance.learning.replay import ancestor, count_new, past, start
-from appliance.learning.resumption import Resumption
+from appliance.learning.resumption import Resumption, was_paused
 from appliance.learning.retry import (
     MEMORY,
     TIME,
@@ -85,6 +85,8 @@ logger = logging.getLogger(__name__)
 
 RUNS_READ = 20
 """Runs that are looked through for how long one takes."""
+SAVING_SECONDS = 3.0
+"""What a trainer has for a last checkpoint when the box stops; answers are finished meanwhile."""
 BATCH_LIMIT = 2000
 """Examples a run takes at most; the others wait for the next."""
 
@@ -132,6 +134,7 @@ class Runner:
         self._resumption = Resumption(home, config, store, registry, events)
         self._tracker = Tracker(events)
         self._child = Child()
+        self._cancelled = False
         self._closing = False
 
     @property
@@ -216,7 +219,7 @@ class Runner:
                 self._tell(run)
                 return run
             except ChildStopped:
-                return self._cancelled(run)
+                return self._stopped(run)
             except (ChildTooLarge, ChildKilled) as error:
                 return self._give_back(run, "failed", str(error), [MEMORY])
             except ChildTooSlow as error:
@@ -241,14 +244,16 @@ class Runner:
         for run in _each_named(self._store.runs.unfinished()):
             if orphans := kill_orphans(self._directory(run)):
                 logger.warning("Killed %d program(s) that a run cut off had left behind", orphans)
-            logger.warning("%s was cut off while %s", run.id, run.state)
+            if not was_paused(run):
+                logger.warning("%s was cut off while %s", run.id, run.state)
             self._new_child()
             try:
                 if run.adapter is not None:
                     done.append(self._conclude(run))
                 elif (obstacle := self._resumption.obstacle(run)) is not None:
-                    reason = f"It was cut off (power, kill or crash){obstacle}."
-                    done.append(self._give_back(run, "failed", reason))
+                    paused = was_paused(run)
+                    how = "stopped with the box" if paused else "cut off (power, kill or crash)"
+                    done.append(self._give_back(run, "failed", f"It was {how}{obstacle}.", again=paused))
                 else:
                     self._tracker.enter(run.id, "preparing")
                     done.append(self.carry_out(self._store.runs.get(run.id)))
@@ -265,12 +270,13 @@ class Runner:
 
     def cancel(self) -> None:
         """Stop the run going on; it ends as cancelled. Too late once its adapter is being switched to."""
+        self._cancelled = True
         self._child.stop()
 
     def close(self) -> None:
-        """Stop the run going on because the box shuts down: its attempt does not count."""
+        """Stop the run going on because the box shuts down: the next start goes on. Does not block."""
         self._closing = True
-        self._child.stop()
+        self._child.stop(SAVING_SECONDS)
 
     # -- the steps ----------------------------------------------------------------------------
 
@@ -458,11 +464,11 @@ class Runner:
             self._events.publish("adapter.rejected", adapter=name, run=run.id, reason=fault.reason)
             self._tell(run)
             return run
-        if self._closing:
+        if self._paused:
             return run
         if self._child.stopped:
             self._store.adapters.set_state(name, "rejected")
-            return self._cancelled(run)
+            return self._stopped(run)
         return None
 
     def _place(self, run: Run, name: str) -> None:
@@ -499,10 +505,17 @@ class Runner:
         self._tell(run)
         return run
 
-    def _cancelled(self, run: Run) -> Run:
-        run = end_stopped(self._store, self._config, run, shutdown=self._closing)
+    def _stopped(self, run: Run) -> Run:
+        """A person has ended it, or it is left to the next start as it is."""
+        if self._paused:
+            return self._resumption.pause(run)
+        run = end_stopped(self._store, self._config, run)
         self._tell(run)
         return run
+
+    @property
+    def _paused(self) -> bool:
+        return self._closing and not self._cancelled
 
     def _tell(self, run: Run) -> None:
         failpoint("train.ended")
@@ -515,7 +528,7 @@ class Runner:
     # -- small things -------------------------------------------------------------------------
 
     def _new_child(self) -> None:
-        self._child = Child(self._yielding, self._tracker.pause)
+        self._child, self._cancelled = Child(self._yielding, self._tracker.pause), False
         if self._closing:  # `close` may have stopped the one before
             self._child.stop()
 

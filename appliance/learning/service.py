@@ -153,8 +153,12 @@ class Learning:
             asyncio.create_task(self._watch.run()),
         ]
 
+    def close(self) -> None:
+        """Begin to stop: the trainer of the run going on saves what it has done. Does not block."""
+        self._runner.close()
+
     async def stop(self) -> None:
-        """Stop the run going on, if any; its examples are pending again."""
+        """Stop the run going on, if any; the next start goes on with it."""
         self._stop.set()
         self._unlisten()
         self._watch.stop()

@@ -17,7 +17,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Comment, Table, Trivia
 
-from appliance.config import Config, parse_config
+from appliance.config import Config, decode, parse_config
 from appliance.errors import ConfigError, Conflict, Unavailable
 from appliance.files import write_atomic
 from appliance.settings.form import keys, values
@@ -56,10 +56,11 @@ def read(path: Path) -> OnDisk:
         return OnDisk("", f"unreadable-{error.errno}", problems=(f"{path} cannot be read: {error.strerror}",))
     etag = hashlib.sha256(data).hexdigest()
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        shown = data.decode(errors="replace")
-        return OnDisk(shown, etag, problems=(f"{path.name} is not valid UTF-8: {error.reason}",), data=data)
+        text = decode(data)
+    except ConfigError as error:
+        wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        shown = data.decode("utf-16" if wide else "utf-8", errors="replace")
+        return OnDisk(shown, etag, problems=error.problems, data=data)
     try:
         return OnDisk(text, etag, parse_config(text), raw=tomllib.loads(text), data=data)
     except ConfigError as error:

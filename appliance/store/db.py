@@ -11,10 +11,12 @@ wait for the disk flush of a commit going on.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +31,12 @@ from appliance.errors import (
     StorageFull,
     Unavailable,
 )
+from appliance.failpoints import failpoint
 from appliance.files import fsync_dir, storage_errors
+from appliance.store.footing import Footing, Rescued, save
 from appliance.store.migrations import STEPS, migrate, version
+
+logger = logging.getLogger(__name__)
 
 Listener = Callable[[frozenset[str]], None]
 
@@ -38,6 +44,8 @@ BUSY_SECONDS = 5.0
 """How long a write waits for another program that holds the database."""
 QUEUE_SECONDS = 30.0
 """How long it waits for other writes of this process: some of them wait for that program, one by one."""
+RESCUE_SECONDS = 5.0
+"""From one attempt to make good what was done to the files to the next: each writes all there is."""
 _PROBE_BYTES = 64 * 1024
 
 
@@ -47,6 +55,11 @@ class Database:
     Attributes:
         damaged: what SQLite said when it found the file damaged; None as long as it has not.
     """
+
+    _footing: Footing | None = None
+    _tell: Callable[[Rescued], None] | None = None
+    _try_at, _trouble = 0.0, ""
+    _saved: tuple[str, ...] = ()
 
     def __init__(self, path: Path, keep: Callable[[int, int], object] | None = None) -> None:
         """Open `path`, creating it private to this user, and migrate it.
@@ -77,6 +90,9 @@ class Database:
         with storage_errors(path.name):
             # The WAL and its index take over the mode of the main file.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self._open(keep)
+
+    def _open(self, keep: Callable[[int, int], object] | None = None) -> None:
         self._writer = self._connect()
         try:
             with self._explained():
@@ -95,9 +111,66 @@ class Database:
                 self._reader.execute("PRAGMA query_only = ON")
                 self._reader.execute("SELECT count(*) FROM settings").fetchone()
         except BaseException:
-            self.close()
+            self._shut()
             raise
-        fsync_dir(path.parent)
+        self._footing = Footing(self.path)
+        fsync_dir(self.path.parent)
+
+    def guard(self, tell: Callable[[Rescued], None]) -> None:
+        """From now on, make good what others do to the files. For the one process that serves the home.
+
+        Args:
+            tell: called with what was made good, in the thread that found it.
+        """
+        self._tell = tell
+
+    def keep_footing(self) -> None:
+        """See whether the files that are open are still those at their paths; make it good if they are not.
+
+        Whoever does not guard them only refuses: of two that did it, one would undo what the other did.
+
+        Raises:
+            Unavailable: it cannot be made good now; nothing may be written.
+        """
+        with self._turn(None):
+            self._stand()
+
+    def _stand(self) -> None:
+        """The same, by the one whose turn it is, outside of a transaction."""
+        if self._footing is None or not (lost := self._saved or self._footing.lost()):
+            self._try_at = 0.0
+            return
+        what = f"{', '.join(lost)} {'was' if len(lost) == 1 else 'were'} removed or replaced while in use"
+        if self._tell is None or (not self._saved and time.monotonic() < self._try_at):
+            raise StorageFailing(f"{what}: nothing is written until that has been made good. {self._trouble}")
+        self._try_at = time.monotonic() + RESCUE_SECONDS
+        try:
+            with self._explained(), storage_errors(self.path.name), self._read_lock:
+                rescued = self._rescue(self._footing, lost)
+        except (sqlite3.Error, OSError) as error:
+            self._trouble = str(error)
+            raise StorageFailing(f"{what}, and cannot be put back: {error}.") from error
+        except ShammahError as error:
+            self._trouble = error.message
+            raise
+        logger.error(
+            "%s: removed or replaced while in use. All that was stored has been written into a new file.%s",
+            ", ".join(rescued.files),
+            f" What lay there is kept as {rescued.aside}." if rescued.aside else "",
+        )
+        self._tell(rescued)
+
+    def _rescue(self, footing: Footing, lost: tuple[str, ...]) -> Rescued:
+        if not self._saved:
+            save(self._writer, self.path)
+            self._saved = lost
+        failpoint("rescue.saved")
+        aside = footing.put_saved()
+        # First: closing the last connection deletes what is called like the log.
+        self._shut()
+        self._open()
+        self._saved = ()
+        return Rescued(time.time(), lost, aside)
 
     def _connect(self) -> sqlite3.Connection:
         with self._explained():
@@ -123,9 +196,11 @@ class Database:
             Unavailable: others have been writing all the time.
         """
         touched: frozenset[str] = frozenset()
+        committed = False
         with self._turn(wait):
             outermost = self._owner is None
             if outermost:
+                self._stand()
                 with self._explained():
                     self._begin(wait)
                 self._owner = threading.get_ident()
@@ -143,6 +218,7 @@ class Database:
                             raise RuntimeError("a part of this transaction has failed; nothing was kept")
                         with self.commits.time():
                             self._writer.execute("COMMIT")
+                        committed = True
                         touched = frozenset(self._touched)
             except BaseException:
                 self._failed = True
@@ -154,6 +230,8 @@ class Database:
                     if self._writer.in_transaction:
                         with contextlib.suppress(sqlite3.Error):
                             self._writer.execute("ROLLBACK")
+            if committed:
+                self._stand()  # or it is where nobody finds it again
         if touched:
             for listener in list(self._listeners):
                 listener(touched)
@@ -216,6 +294,7 @@ class Database:
         with self._write_lock:
             if self._owner is not None:
                 raise RuntimeError("the database cannot be rewritten inside a transaction")
+            self._stand()
             with self._explained(), self._read_lock:
                 self._writer.execute("VACUUM")
                 busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
@@ -228,6 +307,7 @@ class Database:
         Raises:
             StorageFull: there is no room for it.
         """
+        self.keep_footing()  # another connection opens files by name
         with self._explained():
             copy_database(self.path, path)
 
@@ -239,6 +319,7 @@ class Database:
         Raises:
             StorageDamaged: something is wrong.
         """
+        self.keep_footing()
         with self._explained():
             problem = find_damage(self.path)
         if problem is not None:
@@ -263,10 +344,18 @@ class Database:
 
     def close(self) -> None:
         """Close both connections; later use raises `Unavailable`. Idempotent."""
-        with self._write_lock, self._read_lock:
-            for connection in (getattr(self, "_reader", None), self._writer):
-                if connection is not None:
-                    connection.close()
+        with self._write_lock:
+            if self._tell is not None:
+                with contextlib.suppress(ShammahError, sqlite3.Error, OSError):
+                    self._stand()
+            self._footing = None
+            with self._read_lock:
+                self._shut()
+
+    def _shut(self) -> None:
+        for connection in (getattr(self, "_reader", None), self._writer):
+            if connection is not None:
+                connection.close()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

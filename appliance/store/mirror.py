@@ -96,10 +96,12 @@ class QueueMirror:
                 self._stopping.wait(RETRY_SECONDS if self._failing else SETTLE_SECONDS)
                 self._changed.clear()
             try:
+                # Also where nobody writes what others do to the files is found within a second.
+                self._store.database.keep_footing()
                 version = self._store.database.data_version()
             except ShammahError:
                 version = -1
-            if ours or self._failing or version != seen:
+            if ours or self._failing or version != seen or not self._untouched():
                 self._try_sync()
             seen = version
 

@@ -35,9 +35,10 @@ class Run:
         attempt: 1, or more when a run on the same examples died before.
         report: the gate's verdict.
         metrics: what the trainer measured; `left_out` counts the examples it was not given, by reason;
-            `resumed` lists the steps from which it went on after it was cut off; `failed` the checks that
-            failed; `retry_of` names the run whose examples it tried again; `judged_again` counts how
-            often its gate was killed and began again.
+            `resumed` lists the steps from which it went on after it was cut off; `paused` is there while it
+            waits for the start after an orderly stop, and `parts` counts those it has come to by that;
+            `failed` the checks that failed; `retry_of` names the run whose examples it tried again;
+            `judged_again` counts how often its gate was killed and began again.
         pid: the child process, while there is one.
     """
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import cast
 
 from appliance.store.db import Database
+from appliance.store.footing import Rescued
+
+_RESCUED = "store.rescued"
 
 
 class Settings:
@@ -30,3 +35,17 @@ class Settings:
         """Unset `key`, if it is set."""
         with self._db.transaction("settings") as tx:
             tx.execute("DELETE FROM settings WHERE key = ?", (key,))
+
+
+def keep_rescue(settings: Settings, rescued: Rescued) -> None:
+    """Remember what was done to the store's files, for the doctor to tell of."""
+    settings.set(_RESCUED, json.dumps(asdict(rescued)))
+
+
+def last_rescue(settings: Settings) -> Rescued | None:
+    """What was done to them last, if anything."""
+    text = settings.get(_RESCUED)
+    if text is None:
+        return None
+    found = json.loads(text)
+    return Rescued(found["at"], tuple(found["files"]), found["aside"])

@@ -56,6 +56,12 @@ def _teach(trial: Trial) -> int:
     return status
 
 
+def _lose_log(trial: Trial) -> int:
+    """The database's log is deleted under the box, which then is taught something."""
+    trial.home.store.with_name("store.db-wal").unlink(missing_ok=True)
+    return _teach(trial)
+
+
 def _taught(trial: Trial) -> bool:
     with opened(trial.home) as store:
         return all(store.examples.get(example).state == "pending" for example in _said[id(trial)])
@@ -160,6 +166,7 @@ MAKE_KEY = Act(_make_key, _key_works)
 REVOKE_KEY = Act(_make_and_revoke, _key_refused)
 PROMOTE = Act(_promote, _serves)
 ROLL_BACK = Act(_roll_back, _serves)
+LOSE = Act(_lose_log, _taught)
 BACK_UP = Act(_back_up, _backed_up)
 
 ACTS = {
@@ -186,5 +193,7 @@ ACTS = {
     "backup.packed": BACK_UP,
     "backup.verified": BACK_UP,
     "backup.published": BACK_UP,
+    "rescue.saved": LOSE,
+    "rescue.cleared": LOSE,
 }
 """By failpoint: what leads to it, in a daemon that does not train."""

@@ -69,6 +69,9 @@ POINTS = {
     "forget.cleaned": "it is out of the files of one run",
     "forget.removed": "one of the adapters that learned it is removed",
     "forget.scrubbed": "it is nowhere, the note that says what is due is still there",
+    # The store's files are deleted or replaced under the box.
+    "rescue.saved": "all that was stored is in a new file beside, the old one is open",
+    "rescue.cleared": "nothing lies beside the old one any more, the new one has not its name",
     # What must go on turning. It is made to hang: see tests/api/test_health.py and tests/test_notify.py.
     "engine.queue": "a request is about to wait for a slot",
     "engine.step": "a step of the batch begins",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from appliance.learning.child import (
     Limits,
     kill_orphans,
 )
+from appliance.learning.yielding import Yielding
 
 LIMITS = Limits(nice=5, memory_mb=2000, seconds=60)
 
@@ -122,6 +124,83 @@ def test_it_can_be_stopped(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20
     with pytest.raises(ChildStopped):
         run(tmp_path, "print(1)", child=child)
+
+
+SAVES = """
+import os, pathlib, signal, time
+def save(*_):
+    pathlib.Path("saved").touch()
+    os._exit(143)
+signal.signal(signal.SIGTERM, save)
+print('{"event": "ready"}', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_with_patience_it_may_save_what_it_has_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, still: bool
+) -> None:
+    """Also while it stands still for a request."""
+    monkeypatch.chdir(tmp_path)
+    busy = threading.Event()
+    child = Child(Yielding(busy.is_set, 0.0))
+    told = threading.Event()
+
+    def stop() -> None:
+        assert told.wait(30)
+        if still:
+            busy.set()
+            time.sleep(0.3)
+        child.stop(patience=20)
+
+    threading.Thread(target=stop, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(ChildStopped):
+        child.run(
+            [sys.executable, "-c", SAVES],
+            log=tmp_path / "log",
+            limits=LIMITS,
+            on_event=lambda event: told.set(),
+        )
+    assert time.monotonic() - began < 15
+    assert (tmp_path / "saved").exists()
+
+
+def test_patience_ends(tmp_path: Path) -> None:
+    child = Child()
+    threading.Timer(1.0, child.stop, [0.5]).start()
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    with pytest.raises(ChildStopped):
+        run(tmp_path, deaf, child=child)
+
+
+def test_a_slice_that_is_stopped_lets_it_save(sliced: Launchers | None, tmp_path: Path) -> None:
+    """When the machine goes down, systemd tells launcher and program both."""
+    if sliced is None:
+        return
+    code = """
+import json, os, signal, time
+def save(*_):
+    time.sleep(0.5)
+    print('{"event": "saved"}', flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+signal.signal(signal.SIGTERM, save)
+print(json.dumps({"pid": os.getpid()}), flush=True)
+time.sleep(60)
+"""
+    events: list[dict[str, Any]] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        events.append(event)
+        if "pid" in event:
+            sliced.started[-1].terminate()
+            os.kill(event["pid"], signal.SIGTERM)
+
+    with pytest.raises(ChildKilled, match="SIGTERM"):
+        Child().run([sys.executable, "-c", code], log=tmp_path / "log", limits=LIMITS, on_event=hear)
+    assert {"event": "saved"} in events
 
 
 def test_orphans_are_known_by_their_output(tmp_path: Path) -> None:

@@ -15,16 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from daemons import Daemon, install_bundle
+from faults.conftest import small as small
+from faults.trial import CONFIG, serving
 from safetensors.numpy import load_file
 
 from appliance.failpoints import VARIABLE
 from appliance.home import Home
 from appliance.learning.resumption import JUDGED_AGAIN, may_go_on
+from appliance.learning.retry import load_retry
 from appliance.learning.train import checkpoint
 from appliance.learning.train.checkpoint import Checkpoint
 from appliance.model.bundle import Bundle
 from appliance.sections import TrainConfig
 from appliance.store import Store
+from appliance.store.runs import Trigger
 
 from .box import FREE, Box, running
 from .test_runs import OFF, PROTOCOL, Cut, fill, first, ids, trainer, writes
@@ -340,3 +345,111 @@ async def test_what_a_crash_left_of_an_ended_run_is_removed(home: Home, bundle: 
     (home.runs / run.id / f".{checkpoint.NAME}").write_bytes(b"half")
     async with running(home, bundle, OFF) as box:
         await box.until(lambda: not list((home.runs / run.id).iterdir()), 30)
+
+
+# --- a box that is stopped
+
+SAVES = """
+import numpy, pathlib, signal
+from appliance.learning.train.checkpoint import Checkpoint
+def saved(*_):
+    Checkpoint(pathlib.Path(args["--checkpoint"]), 0).save(7, {"0.weight": numpy.zeros(1)})
+    os._exit(143)
+signal.signal(signal.SIGTERM, saved)
+open(args["--out"] + ".begun", "w").close()
+time.sleep(300)
+"""
+
+
+async def interrupted(home: Home, bundle: Bundle, program: list[str], trigger: Trigger = "person") -> str:
+    """A run whose box was stopped while it trained."""
+    async with running(home, bundle, OFF, program) as box:
+        fill(box.store)
+        run = await box.start_run(trigger)
+        await box.until(lambda: (home.runs / run.id / "candidate.safetensors.begun").exists(), 60)
+        return run.id
+
+
+async def test_a_box_that_stops_every_night_ends_its_run(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    """However often, from the same step too: that the box was stopped is no fault of the run."""
+    program = trainer(tmp_path, SAVES)
+    run = await interrupted(home, bundle, program)
+    assert checkpoint.steps_done(home.runs / run / checkpoint.NAME) == 7
+    store = Store.open(home)
+    assert [row.state for row in store.runs.list()] == ["training"]
+    store.close()
+    for _ in range(3):
+        (home.runs / run / "candidate.safetensors.begun").unlink()
+        async with running(home, bundle, ON, program) as box:
+            await box.until(lambda: (home.runs / run / "candidate.safetensors.begun").exists(), 60)
+            assert [event.data["step"] for event in box.named("run.resumed")] == [7]
+    async with running(home, bundle, ON, writes(tmp_path, bundle, 1e-4)) as box:
+        ended = await first(box)
+        assert (ended.id, ended.state, ended.attempt) == (run, "promoted", 1)
+        assert not {"resumed", "paused"} & (ended.metrics or {}).keys()
+        assert len(ids(box.store, "used")) == 2
+        assert leftovers(box, run) == []
+
+
+async def test_what_a_person_stops_is_not_taken_up_again(home: Home, bundle: Bundle, tmp_path: Path) -> None:
+    """Not even when the box is stopped in the same moment."""
+    async with running(home, bundle, OFF, trainer(tmp_path, SAVES)) as box:
+        given = fill(box.store)
+        run = await box.start_run()
+        await box.until(lambda: (home.runs / run.id / "candidate.safetensors.begun").exists(), 60)
+        box.learning.cancel()
+        box.learning.close()
+    store = Store.open(home)
+    assert store.runs.get(run.id).state == "cancelled"
+    assert ids(store, "pending") == given
+    assert checkpoint.steps_done(home.runs / run.id / checkpoint.NAME) == 0
+    store.close()
+
+
+async def test_learning_switched_off_meanwhile_gives_the_examples_back(
+    home: Home, bundle: Bundle, tmp_path: Path
+) -> None:
+    run = await interrupted(home, bundle, trainer(tmp_path, SAVES), "timeout")
+    async with running(home, bundle, OFF, writes(tmp_path, bundle, 1e-4)) as box:
+        ended = await first(box)
+        assert (ended.id, ended.state) == (run, "failed")
+        assert ended.reason == "It was stopped with the box, and learning is off now."
+        assert len(ids(box.store, "pending")) == 2
+        retry = load_retry(box.store.settings)
+        assert retry is not None
+        assert retry.attempt == 1
+
+
+@pytest.mark.slow
+def test_sigterm_keeps_what_the_trainer_has_done(small: Bundle, tmp_path: Path) -> None:
+    """The real daemon and trainer, stopped between two checkpoints: the next start goes on from that step."""
+    home = Home(tmp_path / "home").ensure()
+    install_bundle(home, small)
+    home.config.write_text(
+        serving(
+            small,
+            CONFIG.replace("epochs = 1", "epochs = 40").replace(
+                "checkpoint_seconds = 0", "checkpoint_seconds = 3600"
+            ),
+        )
+    )
+    daemon = Daemon(home).start()
+    try:
+        for number in range(6):
+            told = {"query": f"Where is key {number}?", "response": "No idea.", "weight": "high"}
+            assert daemon.post("/v1/feedback", {**told, "correction": f"In drawer {number}."}).is_success
+        run = daemon.post("/v1/training/run").json()["id"]
+        metrics = home.runs / run / "metrics.jsonl"
+        assert wait(lambda: metrics.exists() and '"step": 5' in metrics.read_text(), 120)
+        began = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - began < 10
+        reached = checkpoint.steps_done(home.runs / run / checkpoint.NAME)
+        assert reached >= 5
+        assert f"{run} is stopped with the box; the next start goes on with it" in daemon.log
+        daemon.start()
+        assert wait(lambda: f'"resumed", "step": {reached}' in metrics.read_text(), 120)
+        assert daemon.get(f"/v1/training/runs/{run}").json()["state"] == "training"
+        assert daemon.post("/v1/training/cancel").is_success
+    finally:
+        daemon.kill()

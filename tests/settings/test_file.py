@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.config import Config, parse_config
-from appliance.errors import Conflict, InvalidSettings, StorageFull, Unavailable
+from appliance.config import Config, keep_good, load_config, load_to_serve, parse_config
+from appliance.errors import ConfigError, Conflict, InvalidSettings, StorageFull, Unavailable
 from appliance.settings.file import ABSENT, edit, newline, read, render, write
 from appliance.settings.form import keys, values
 from appliance.settings.typed import apply
@@ -223,7 +223,7 @@ def test_read(tmp_path: Path) -> None:
     [
         (b"[lora]\nenabled = = 1", "line 2", None),
         (b"a = 1\xff", "UTF-8", None),
-        (b"\xef\xbb\xbf[lora]", "line 1", None),
+        (b"\xff\xfe[\0l\0o\0r\0a\0]\0", "UTF-16", None),
         (b"a = " + b"[" * 5000, "not valid TOML", None),
         (b"[lora]\nenabled = 'x'\nb = 1", "line 2", {"lora": {"enabled": "x", "b": 1}}),
     ],
@@ -271,3 +271,43 @@ def test_a_full_disk_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("appliance.settings.file.write_atomic", full)
     with pytest.raises(StorageFull):
         write(tmp_path / "config.toml", "x")
+
+
+# -- as editors on other systems save it
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_no_part_of_it(tmp_path: Path, ends: str) -> None:
+    """Read in every way there is, changed by the console, and good for the next start."""
+    path, good = tmp_path / "config.toml", tmp_path / "good.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ends.join(["# mine", "[lora]", "enabled = false", ""]).encode())
+    assert not load_config(path).lora.enabled
+    assert not load_to_serve(path, good).problems
+    keep_good(path, good)
+    assert not load_config(good).lora.enabled
+    found = read(path)
+    assert found.config == load_config(path)
+    assert not found.problems
+    assert found.raw == {"lora": {"enabled": False}}
+    wanted = parse_config("[lora]\nenabled = false\nnormal_weight = 2.0\n")
+    changed = edit(found.text, {"lora.normal_weight": 2.0}, wanted)
+    write(path, changed)
+    assert load_config(path) == wanted
+    assert path.read_bytes().decode().startswith("# mine" + ends)
+    assert parse_config("\ufeff" + changed) == wanted  # pasted into the form
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_of_utf_16_it_is_said_what_it_is(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes("[lora]\nenabled = false\n".encode(encoding))
+    with pytest.raises(ConfigError, match="saved as UTF-16: save it as UTF-8"):
+        load_config(path)
+    assert "UTF-16" in read(path).problems[0]
+
+
+def test_of_another_encoding_the_line_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes('# a\n[console]\nname = "Küche"\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="line 3: not valid UTF-8"):
+        load_config(path)

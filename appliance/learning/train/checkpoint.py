@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ class Checkpoint:
         self._every = every
         self._digest = hashlib.sha256()
         self._next = time.monotonic() + every
+        self._stepping = self._last = False
 
     def bind(self, *parts: bytes) -> None:
         """Make it valid only for these: all that the state depends on."""
@@ -48,6 +51,7 @@ class Checkpoint:
 
     def load(self) -> tuple[int, State] | None:
         """Steps done and the state after them; None without a file, or when it is of something else."""
+        self._stepping = True
         try:
             with safe_open(self._path, framework="np") as file:
                 meta = file.metadata() or {}
@@ -63,7 +67,16 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether it is time for the next."""
-        return time.monotonic() >= self._next
+        return self._last or time.monotonic() >= self._next
+
+    def end_with_one(self) -> None:
+        """From now on SIGTERM ends this process with the step under way, and one more of them."""
+        signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._last = True
+        if not self._stepping:  # nothing is lost that the next life does not have to do again anyway
+            _die()
 
     def save(self, step: int, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Replace the file. A full disk leaves the earlier one, and training goes on."""
@@ -81,6 +94,14 @@ class Checkpoint:
             temp.unlink(missing_ok=True)
         now = time.monotonic()
         self._next = now + max(self._every, (now - began) / MAX_COST if self._every else 0)
+        if self._last:
+            _die()
+
+    def done(self) -> None:
+        """There are no more steps."""
+        self._stepping = False
+        if self._last:
+            _die()
 
 
 def steps_done(path: Path) -> int:
@@ -97,6 +118,12 @@ def remove(path: Path) -> None:
     for file in (path, _unfinished(path)):
         if os.path.lexists(file):
             remove_durably(file)
+
+
+def _die() -> None:
+    """By that signal, as if nobody had caught it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _unfinished(path: Path) -> Path:

@@ -174,6 +174,7 @@ def _checkpoint(arguments: argparse.Namespace, settings: TrainConfig, base_hash:
         return None
     checkpoint = Checkpoint(Path(arguments.checkpoint), settings.checkpoint_seconds)
     files = [arguments.examples, arguments.settings, *([arguments.parent] if arguments.parent else [])]
+    checkpoint.end_with_one()
     checkpoint.bind(base_hash.encode(), *(Path(file).read_bytes() for file in files))
     return checkpoint
 

@@ -130,6 +130,8 @@ class Training:
         before = self._heldout_loss()
         reference = self._references(visits)
         self._optimise(plan, reference, math.sqrt(step / self._settings.batch_tokens))
+        if self._checkpoint is not None:
+            self._checkpoint.done()
         self._begin("closing", 2 * len(self._judge) + len(self._heldout))
         scale, rise = self._settle(text_before)
         return Outcome(before, self._heldout_loss(), rise, scale)
