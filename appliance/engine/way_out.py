@@ -131,7 +131,9 @@ class Search:
             if not waiting:
                 break
             if time.thread_time() - began > SECONDS:
-                raise TooCostly
+                if best is None:
+                    raise TooCostly
+                break
             unlikely, _, place, path, choice, before = heapq.heappop(waiting)
             if len(path) + len(choice) > most:
                 continue
