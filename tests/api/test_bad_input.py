@@ -85,7 +85,10 @@ def test_malformed_json(daemon: Daemon, body: bytes) -> None:
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [tool(parameters={"type": "array"})]}, "tools"),
-        ({"tools": [tool(parameters={"properties": {"a": {"type": "wizard"}}})]}, "tools"),
+        (
+            {"tools": [tool(strict=True, parameters={"properties": {"a": {"type": "wizard"}}})]},
+            "tools[0].function.parameters",
+        ),
         ({"tools": [tool(name="not a name")]}, "tools"),
         ({"tools": [TOOL], "tool_choice": "perhaps"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": named("date")}, "tool_choice"),
