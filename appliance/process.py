@@ -144,6 +144,7 @@ def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
     host, port = nearest(places)
     app.ctx.closed = all(is_loopback(each) for each, _ in places)
     app.ctx.port = port
+    ended = asyncio.Event()
     keeping: list[asyncio.Task[None]] = []
 
     @app.after_server_start
@@ -161,7 +162,7 @@ def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
         }
         try:
             write_atomic(home.daemon, json.dumps(record))
-            keeping.append(asyncio.create_task(_keep_there(home, json.dumps(record))))
+            keeping.append(asyncio.create_task(_keep_there(home, json.dumps(record), ended)))
             served.came_up(home, app.ctx.bundle.manifest)
             keep_good(home.config, home.good_config)
         except ShammahError as error:  # serving matters more
@@ -173,13 +174,13 @@ def announce(app: Sanic[Any, Any], home: Home, places: Sequence[Place]) -> None:
 
     @app.before_server_stop
     async def stopping(app: Sanic[Any, Any]) -> None:
-        for task in keeping:
-            task.cancel()
+        ended.set()
+        await asyncio.gather(*keeping)  # what it is about to put back is not put back after this
         remove_durably(home.daemon)
         app.ctx.events.publish("box.stopping", restart=app.ctx.restart.wanted)
 
 
-async def _keep_there(home: Home, record: str) -> None:
+async def _keep_there(home: Home, record: str, ended: asyncio.Event) -> None:
     """What is deleted under the box comes back: its directories, and the file by which commands find it."""
 
     def put_back() -> None:
@@ -189,12 +190,15 @@ async def _keep_there(home: Home, record: str) -> None:
         if home.root.is_dir():  # moved away, it shall find its place free when it comes back
             home.ensure()
 
-    while True:
-        await asyncio.sleep(LOOK_SECONDS)
+    while not ended.is_set():
         try:
-            await asyncio.to_thread(put_back)
-        except (ShammahError, OSError) as error:
-            logger.debug("Not there again yet: %s", error)
+            async with asyncio.timeout(LOOK_SECONDS):
+                await ended.wait()
+        except TimeoutError:
+            try:
+                await asyncio.to_thread(put_back)
+            except (ShammahError, OSError) as error:
+                logger.debug("Not there again yet: %s", error)
 
 
 def invite(app: Sanic[Any, Any], places: Sequence[Place], insecure: bool) -> None:
