@@ -59,7 +59,12 @@ class Vocabulary:
         *self._groups, self._plain = (
             np.array([place[text] for text in group if text in place], np.int64) for group in groups
         )
-        quoted = [ident for text, ident in place.items() if text.endswith(b'"') and len(text) > 1]
+        # One with a bracket opens more than it closes: `{"` beside `null` is the way into a tree without end.
+        quoted = [
+            ident
+            for text, ident in place.items()
+            if text.endswith(b'"') and len(text) > 1 and not set(text) & set(b"{[")
+        ]
         self._quoted = np.array(sorted(quoted, key=lambda ident: len(texts[ident])), np.int64)
         self._letter, self._brace, self._empty = (place.get(text, -1) for text in (b"a", b"}", b'""'))
         # The longest first, for what must have some length; those that are only space or marks last.

@@ -117,6 +117,20 @@ async def test_every_answer_of_the_model_parses(
     assert bad == []
 
 
+def test_a_tree_has_a_way_out(grammars: Grammars) -> None:
+    """Beside an object that goes on and on there is null."""
+    leaf = {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}
+    node = {
+        "type": "object",
+        "properties": {"text": TEXT, "left": leaf, "right": leaf},
+        "required": ["text", "left", "right"],
+        "additionalProperties": False,
+    }
+    schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    constraint = grammars.compile(json_grammar(schema), "response_format")
+    assert constraint.begin(40).bound
+
+
 async def test_no_field_starves_the_others(engine: Engine, tokenizer: Tokenizer, grammars: Grammars) -> None:
     schema = {**LOOSE[4], "additionalProperties": False}
     constraint = grammars.compile(json_grammar(schema), "response_format")
