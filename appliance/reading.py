@@ -18,6 +18,8 @@ MAX_JSON = 16_000_000
 MAX_VALUES = 100_000
 """Numbers, texts, lists and objects in one document: they are what costs, fifty times as much as text."""
 MAX_DEPTH = 100
+MAX_DIGITS = 1000
+"""Of a whole number. Reading one takes the square of them, and the parser does not pause between numbers."""
 
 _BLOCK = 1 << 17
 _NO_STRUCTURE = bytes(set(range(256)) - set(b",[]{}"))
@@ -40,7 +42,7 @@ def read_json(data: bytes, what: str = "The body") -> Any:
     text = _text(data, what)
     try:
         # Python's parser takes NaN and Infinity, which are not JSON.
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not valid JSON: {error}", code="invalid_json") from error
     return _mended(value) if _has_halves(text) else value
@@ -122,6 +124,12 @@ def _mended(value: Any) -> Any:
 
 def _too_much(message: str) -> InvalidRequest:
     return InvalidRequest(message, code="request_too_complex")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number with more than {MAX_DIGITS:,} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> float:

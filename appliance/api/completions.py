@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,7 +28,7 @@ async def chat(request: Request) -> HTTPResponse | None:
     """Answer a conversation."""
     body = await intent.decided(request, await parse(request, ChatBody))
     tokenizer = request.app.ctx.tokenizer
-    prompt = await encoded(request, lambda: texts_of(body), lambda: tools.encode(tokenizer, body))
+    prompt = await encoded(request, lambda: texts_of(body), lambda: tools.encode(tokenizer, body), chat=True)
     choices, answer = await begin(
         request,
         body,
@@ -71,7 +70,9 @@ async def complete(request: Request) -> HTTPResponse | None:
     """Continue a text. Not learned from: there is no question and no answer in it."""
     body = await parse(request, CompletionBody)
     tokenizer = request.app.ctx.tokenizer
-    prompt = await asyncio.to_thread(tokenizer.encode_prompt, body.prompt)
+    prompt = await encoded(
+        request, lambda: [body.opening], lambda: tokenizer.encode_prompt(body.opening), chat=False
+    )
     choices, answer = await begin(
         request,
         body,
@@ -113,18 +114,17 @@ async def complete(request: Request) -> HTTPResponse | None:
 async def _constraint(request: Request, body: ChatBody) -> Constraint | None:
     """The grammar that the answer must follow; compiling it takes a moment."""
     ctx, device = request.app.ctx, device_of(request)
-    schema = _schema(body)
+    schema, client = _schema(body), device.id if device else request.ip
+    grammars: Grammars = ctx.grammars
 
     def make() -> Constraint:
         if tools.offered(body):
-            return tools.compiled(ctx.grammars, ctx.tokenizer, body)
-        grammars: Grammars = ctx.grammars
-        return grammars.compile(json_grammar(schema), "response_format")
+            return tools.compiled(grammars, ctx.tokenizer, body, client)
+        return grammars.compile(json_grammar(schema), "response_format", client)
 
     if schema is None and not tools.offered(body):
         return None
-    grammars: Grammars = ctx.grammars
-    return await grammars.prepare(device.id if device else request.ip, make)
+    return await grammars.prepare(client, make)
 
 
 def _reader(body: ChatBody) -> Callable[[], CallReader] | None:

@@ -26,6 +26,8 @@ MAX_TOOLS = 16  # each costs a step of some tens of tokens before the answer beg
 MAX_TOKENS = 64  # of the message: longer ones are seldom simple commands
 MAX_CHARS = 1000  # so that a long one is not made into tokens first
 MAX_PURPOSE = 160
+LOOKED_AT = 1000
+"""Characters of a description, which may have megabytes."""
 _TALK = (
     "A user asks an assistant a question.",
     "A user asks an assistant a question about general knowledge.",
@@ -84,6 +86,7 @@ class _Scorer:
 
 def _wish(function: Function) -> str:
     """The situation in which somebody wants what a function does."""
-    purpose = re.split(r"[.\n](?:\s|$)", (function.description or "").strip())[0][:MAX_PURPOSE]
+    purpose = re.split(r"[.\n](?:\s|$)", (function.description or "")[:LOOKED_AT].strip(), maxsplit=1)[0]
+    purpose = purpose[:MAX_PURPOSE]
     purpose = purpose or re.sub(r"[_-]+|(?<=[a-z])(?=[A-Z])", " ", function.name)
     return f"A user asks an assistant to {purpose[:1].lower()}{purpose[1:]}."

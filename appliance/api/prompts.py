@@ -18,7 +18,7 @@ from appliance.network.aside import LARGE, beside
 
 
 async def encoded(
-    request: Request, texts: Callable[[], Iterable[str]], encode: Callable[[], list[int]]
+    request: Request, texts: Callable[[], Iterable[str]], encode: Callable[[], list[int]], *, chat: bool
 ) -> list[int]:
     """The tokens.
 
@@ -26,6 +26,7 @@ async def encoded(
         request: whose body was parsed.
         texts: gives all that will stand in the prompt.
         encode: makes the tokens.
+        chat: whether the texts are messages.
 
     Raises:
         ContextOverflow: the texts cannot fit in the model's context.
@@ -40,7 +41,7 @@ async def encoded(
             raise ContextOverflow(
                 f"This model's context is {context} tokens, which are {most:,} characters at most, but the "
                 f"prompt has {length:,} characters. Send a shorter prompt.",
-                param="messages",
+                param="messages" if chat else "prompt",
             )
         return encode()
 

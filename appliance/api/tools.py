@@ -47,31 +47,31 @@ def encode(tokenizer: Tokenizer, body: ChatBody) -> list[int]:
     return tokenizer.encode_chat(_spelt_out(messages, tools))
 
 
-def compiled(grammars: Grammars, tokenizer: Tokenizer, body: ChatBody) -> Constraint:
+def compiled(grammars: Grammars, tokenizer: Tokenizer, body: ChatBody, client: str = "") -> Constraint:
     """The grammar of an answer that may, or must, call one of the offered tools.
 
     Raises:
         InvalidRequest: a schema cannot be served; names the tool, and where in the schema.
     """
     try:
-        return grammars.compile(grammar(tokenizer, body), "tools")
+        return grammars.compile(grammar(tokenizer, body), "tools", client)
     except InvalidRequest:
-        loose = _blame(grammars, body)
-    return grammars.compile(grammar(tokenizer, body, loose), "tools")
+        loose = _blame(grammars, body, client)
+    return grammars.compile(grammar(tokenizer, body, loose), "tools", client)
 
 
-def _blame(grammars: Grammars, body: ChatBody) -> frozenset[int]:
+def _blame(grammars: Grammars, body: ChatBody, client: str) -> frozenset[int]:
     """The tools whose schemas the compiler does not take; they may have any arguments.
 
     Raises:
         InvalidRequest: one of these is `strict`, or too costly, or the answer's format is at fault.
     """
     if (schema := body.response_format and body.response_format.schema_of_answer) is not None:
-        grammars.compile(json_grammar(schema), "response_format")
+        grammars.compile(json_grammar(schema), "response_format", client)
     loose = set()
     began = time.monotonic()
     for at, function in _callable(body):
-        verdict = grammars.verdict(f"start: {_rule(at, function)}\n")
+        verdict = grammars.verdict(f"start: {_rule(at, function)}\n", client)
         if verdict.reason and (function.strict or verdict.costly):
             raise InvalidRequest(
                 f"Tool {function.name!r} cannot be served: {verdict.reason}",

@@ -25,6 +25,7 @@ _UNLESS_NOTHING = (
     # The prompt
     *("system", "chat_template", "chat_template_kwargs", "continue_final_message", "documents", "options"),
     *("safe_prompt", "truncate_prompt_tokens", "thinking", "enable_thinking", "think"),
+    *("input", "instructions", "previous_response_id", "images", "template", "raw", "negative_prompt"),
     # Sampling
     *("top_a", "top_n_sigma", "epsilon_cutoff", "eta_cutoff", "xtc_probability", "dry_multiplier"),
     *("dynatemp_range", "smoothing_factor", "penalty_alpha", "mirostat", "mirostat_mode"),
@@ -34,7 +35,7 @@ _UNLESS_NOTHING = (
     *("min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output"),
     *("return_tokens_as_token_ids", "prompt_logprobs"),
     # What is served by another name
-    *("max_new_tokens", "n_predict", "num_predict", "random_seed"),
+    *("max_new_tokens", "max_output_tokens", "n_predict", "num_predict", "random_seed", "stop_sequences"),
 )
 _ALSO_FINE: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
@@ -71,10 +72,12 @@ _INSTEAD = {
     "structured_outputs": "use response_format",
     "json_schema": "use response_format",
     "format": "use response_format",
-    "system": "send a message with the role system",
+    **dict.fromkeys(("system", "instructions"), "send a message with the role system"),
+    "input": "send messages",
+    "stop_sequences": "use stop",
     "prompt": "it belongs to /v1/completions",
     **dict.fromkeys(_IN_CHAT_ONLY, "it belongs to /v1/chat/completions"),
-    **dict.fromkeys(("max_new_tokens", "n_predict", "num_predict"), "use max_tokens"),
+    **dict.fromkeys(("max_new_tokens", "max_output_tokens", "n_predict", "num_predict"), "use max_tokens"),
     "repeat_penalty": "use repetition_penalty",
     "random_seed": "use seed",
     "do_sample": "use temperature",

@@ -236,12 +236,16 @@ class Grammars:
         work.add_done_callback(told)
         return await asyncio.wrap_future(work)
 
-    def compile(self, grammar: str, param: str) -> Constraint:
+    def compile(self, grammar: str, param: str, client: str = "") -> Constraint:
         """Compile a grammar in llguidance's dialect of Lark; see `json_grammar`. Call it off the event loop.
+
+        What is at hand is so for the client that sent it: who is answered sooner because another one sent the
+        same would learn what that one sent, and a schema can hold names and numbers.
 
         Args:
             grammar: its text.
             param: the request's field it comes from.
+            client: who asks.
 
         Raises:
             InvalidRequest: it is malformed, unsatisfiable, too large, or asks for what is not supported.
@@ -249,7 +253,7 @@ class Grammars:
         """
         if len(grammar) > MAX_CHARS:
             raise InvalidRequest(f"{param} is too large.", param=param, code="invalid_value")
-        key = _key(grammar)
+        key = _key(grammar, client)
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
@@ -264,13 +268,13 @@ class Grammars:
                 self._kept.popitem(last=False)
         return constraint
 
-    def verdict(self, grammar: str) -> Verdict:
+    def verdict(self, grammar: str, client: str = "") -> Verdict:
         """Whether a grammar by itself would compile. Call it off the event loop.
 
         Raises:
             Unavailable: it cannot be tried out just now.
         """
-        return self._deep(self._tried, _key(grammar), grammar)
+        return self._deep(self._tried, _key(grammar, client), grammar)
 
     def stop(self) -> None:
         """End the child process and the threads, as far as there are any."""
@@ -290,7 +294,7 @@ class Grammars:
         return "", Constraint(matcher, self._vocab_size, vocabulary)
 
     def _tried(self, key: bytes, grammar: str) -> Verdict:
-        """What the trial says; each grammar is tried once."""
+        """What the trial says; each grammar is tried once for each client."""
         verdict = self._verdicts.get(key)
         if verdict is None:
             try:
@@ -367,8 +371,8 @@ def _too_complex() -> InvalidRequest:
     )
 
 
-def _key(grammar: str) -> bytes:
-    return hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
+def _key(grammar: str, client: str) -> bytes:
+    return hashlib.sha256(f"{client}\0{grammar}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _reason(error: str) -> str:

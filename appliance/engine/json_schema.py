@@ -211,6 +211,8 @@ class _Walk:
             raise SchemaRefused("a list of schemas.")
         if len(value) > MAX_BRANCHES:
             raise SchemaRefused(f"more than {MAX_BRANCHES} schemas.")
+        if key == "oneOf" and self._strict and "anyOf" not in task.raw and self._told_apart(value):
+            key = "anyOf"  # no more than one can fit, which the compiler does not see behind references
         if key == "oneOf" and not self._strict:
             if "anyOf" in task.raw:
                 return
@@ -219,6 +221,24 @@ class _Walk:
         in_place = task.in_place and key in _IN_PLACE
         for number, schema in enumerate(value):
             self._later(task, inner, number, schema, f"{at}/{number}", in_place)
+
+    def _told_apart(self, branches: list[Any]) -> bool:
+        """Whether all are objects with a field in them, required, that says something else in each."""
+        marks: list[dict[str, set[str]]] = []
+        for branch in branches:
+            if isinstance(branch, dict) and "$ref" in branch:
+                branch, _ = self._resolve(branch["$ref"])
+            if not isinstance(branch, dict) or branch.get("type") != "object":
+                return False
+            fields, required = branch.get("properties"), branch.get("required")
+            if not isinstance(fields, dict) or not isinstance(required, list):
+                return False
+            marks.append({name: _words(fields.get(name)) for name in required if isinstance(name, str)})
+        for name in marks[0] if marks else ():
+            said = [mark.get(name) or set() for mark in marks]
+            if all(said) and len(set().union(*said)) == sum(map(len, said)):
+                return True
+        return False
 
     # -- references ---------------------------------------------------------------------------
 
@@ -317,6 +337,14 @@ def _modern(raw: dict[str, Any]) -> dict[str, Any]:
             if old in changed:
                 changed.setdefault(new, changed.pop(old))
     return changed
+
+
+def _words(schema: Any) -> set[str]:
+    """The texts of which one is all that a schema lets through; none where it is not so plain."""
+    schema = schema if isinstance(schema, dict) else {}
+    words = [schema["const"]] if "const" in schema else schema.get("enum")
+    plain = isinstance(words, list) and all(isinstance(word, str) for word in words)
+    return set(words) if plain else set()
 
 
 def _escaped(step: str) -> str:

@@ -33,6 +33,8 @@ _UNQUOTING = (b'"}', b'"]', b'"')
 _NEXT = (b", ", b",", b":")
 _SCALARS = (b"null", b"0", b"1", b'""', b"true", b"false", b"5", b"9", b"-", b".")
 _OPENING = (b"[]", b"{}", b'"', b"[", b"{")
+_FORMS = (b'a@a.aa"', b'1D"')
+"""Ends of strings of a format in which one letter is as good as another for long: e-mail, duration."""
 _PLAIN = (b"a", b"e", b"A", b"0", b"1", b".", b"-", b" ", b"/", b":", b"@", b"_")
 # What a decision more costs, as against a token that is less likely to end; and one that changes nothing.
 _STEP, _STILL = 0.01, 0.3
@@ -59,14 +61,27 @@ class Vocabulary:
         *self._groups, self._plain = (
             np.array([place[text] for text in group if text in place], np.int64) for group in groups
         )
-        quoted = [ident for text, ident in place.items() if text.endswith(b'"') and len(text) > 1]
+        # One with a bracket opens more than it closes: `{"` beside `null` is the way into a tree without end.
+        quoted = [
+            ident
+            for text, ident in place.items()
+            if text.endswith(b'"') and len(text) > 1 and not set(text) & set(b"{[")
+        ]
         self._quoted = np.array(sorted(quoted, key=lambda ident: len(texts[ident])), np.int64)
+        self._forms = [tokenizer.tokenize_bytes(form) for form in _FORMS]
+        self._quote = place.get(b'"', -1)
         self._letter, self._brace, self._empty = (place.get(text, -1) for text in (b"a", b"}", b'""'))
         # The longest first, for what must have some length; those that are only space or marks last.
         plain = [
             len(text) if any(char > 127 or chr(char).isalnum() for char in text) else 0 for text in texts
         ]
         self._by_length = np.argsort(-np.array(plain), kind="stable")
+
+    def forms(self, place: llguidance.LLMatcher, mask: bytes) -> list[list[int]]:
+        """Ends of strings that fit, where a string cannot end at once; `mask` is what the place allows."""
+        if mask[self._quote >> 3] >> (self._quote & 7) & 1:
+            return []
+        return [form for form in self._forms if place.validate_tokens(form) == len(form)]
 
     def candidates(self, mask: bytes) -> list[int]:
         """A few of the tokens that a mask allows, the likeliest to come to an end first."""
@@ -156,7 +171,8 @@ class Search:
                 choices, mask = [tokens], b""
             else:
                 mask = place.compute_bitmask()
-                choices = [[ident] for ident in self._vocabulary.candidates(mask)]
+                choices = self._vocabulary.forms(place, mask)
+                choices += [[ident] for ident in self._vocabulary.candidates(mask)]
                 unlikely += _STEP if mask != before else _STILL
             for rank, choice in enumerate(choices):
                 number += 1

@@ -49,5 +49,7 @@ async def screen(request: Request, **_: Any) -> None:
             )
         seen.add(name)
     host = request.headers.get("host", "")
+    if not host and request.version == "1.1":  # else it would be told that it comes from another machine
+        raise InvalidRequest("A request of HTTP/1.1 names its host.", param="host", code="invalid_header")
     if host and not _HOST.fullmatch(host):
         raise InvalidRequest("The header host is no name or address.", param="host", code="invalid_header")

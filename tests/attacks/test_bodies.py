@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -18,7 +19,9 @@ from daemons import Daemon, install_bundle
 from sanic import Sanic
 from watching import Watch
 
+from appliance.api import intent
 from appliance.api.blueprints import _V1
+from appliance.api.messages import Function
 from appliance.console import blueprint
 from appliance.home import Home
 from appliance.model.bundle import Bundle
@@ -94,6 +97,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "deep lists": lambda: b"[" * SIZE,
     "deep objects": lambda: b'{"a":' * (SIZE // 5),
     "a long number": lambda: field(b"seed", b"1" * SIZE),
+    "long numbers": lambda: field(b"x", many(b"1" * 4299 + b",")),
     "a long fraction": lambda: field(b"temperature", b"0." + b"1" * SIZE),
     "white space": lambda: b" " * SIZE,
     "quotes": lambda: b'"' * SIZE,
@@ -163,6 +167,29 @@ def test_no_body_holds_the_loop_of_another_endpoint(daemon: Daemon) -> None:
                 assert answer.status_code < 500 and len(answer.content) < 2000, (path, name)
     held_short(watch, "the API")
     sound(daemon)
+
+
+@pytest.mark.parametrize("text", [b"1234567890", "\U0001f600".encode(), b"a", b"word "])
+def test_a_text_that_cannot_fit_is_not_made_into_tokens(daemon: Daemon, text: bytes) -> None:
+    """Eight megabytes of digits were, for ten seconds, and then refused."""
+    body = b'{"model": "shammah", "prompt": "' + text * (SIZE // len(text)) + b'"}'
+    began = time.monotonic()
+    with Watch(daemon) as watch:
+        answer = daemon.post("/v1/completions", content=body)
+    held_short(watch, "a prompt")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
+    assert "characters" in error["message"]
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("piece", [". ", ".\n", ".  "])
+def test_what_a_tool_is_for_is_seen_at_its_beginning(piece: str) -> None:
+    """Each of four million sentences was taken apart from the others, in the event loop."""
+    function = Function(name="look_up", description="Finds a word" + piece * (SIZE // len(piece)))
+    began = time.thread_time()
+    assert intent._wish(function) == "A user asks an assistant to finds a word."
+    assert time.thread_time() - began < 0.05
 
 
 def test_no_form_holds_the_loop(daemon: Daemon) -> None:

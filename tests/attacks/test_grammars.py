@@ -183,7 +183,9 @@ def test_schemas_that_cost_are_refused(box: Daemon) -> None:
         for asked, field in asking:
             answer = box.post("/v1/chat/completions", json=asked)
             error = answer.json().get("error", {})
-            if answer.status_code != 400 or not str(error.get("param")).startswith(field):
+            too_deep = error.get("code") == "request_too_complex"  # before anybody knows the body's fields
+            named = too_deep or str(error.get("param")).startswith(field)
+            if answer.status_code != 400 or not named:
                 wrong.append((name, field, answer.status_code, answer.text[:300]))
             elif "fuel" in error["message"] or len(error["message"]) > 700:
                 wrong.append((name, field, 400, error["message"][:900]))

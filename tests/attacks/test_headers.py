@@ -132,6 +132,16 @@ def test_a_host_that_is_none(daemon: Daemon, host: bytes) -> None:
     assert (status, json.loads(body)["error"]["param"]) == (400, "host")
 
 
+def test_a_head_without_a_host_is_told_so(daemon: Daemon) -> None:
+    """Not that it comes from another machine."""
+    for path in (b"/v1/models", b"/login"):
+        status, body = send(daemon, path=path)
+        assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_header")
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as connection:
+        connection.sendall(b"GET /ready HTTP/1.0\r\n\r\n")  # as load balancers ask
+        assert connection.recv(65536).split()[1] == b"200"
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -211,6 +211,16 @@ def test_a_schema_is_compiled_once(grammars: Grammars) -> None:
     assert compiled(grammars, PERSON) is compiled(grammars, dict(PERSON))
 
 
+def test_what_one_client_has_compiled_is_not_at_hand_for_another(grammars: Grammars) -> None:
+    """The time of an answer would tell which names and numbers stand in another device's schema."""
+    secret = json_grammar({"enum": ["4711"]})
+    anna = grammars.compile(secret, "response_format", "anna")
+    assert grammars.compile(secret, "response_format", "anna") is anna
+    tried = len(grammars._verdicts)
+    assert grammars.compile(secret, "response_format", "ben") is not anna
+    assert len(grammars._verdicts) == tried + 1
+
+
 def test_the_serving_process_stays_light() -> None:
     code = "import sys, appliance.app; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

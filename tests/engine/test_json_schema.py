@@ -226,6 +226,38 @@ def test_what_only_the_compiler_refuses(
     assert caught.value.param == "tools[3].function.parameters"
 
 
+def pet(name: str, **kind: Any) -> dict[str, Any]:
+    fields = {"kind": {**TEXT, **kind}, name: TEXT}
+    return {"type": "object", "properties": fields, "required": ["kind", name], "additionalProperties": False}
+
+
+def test_one_of_several_that_are_told_apart(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """As pydantic writes a union with a discriminator: the parts are referenced."""
+    defs = {"Cat": pet("meow", const="cat"), "Dog": pet("bark", enum=["dog", "hound"])}
+    one = {"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}], "discriminator": {}}
+    schema = {"type": "object", "properties": {"v": one}, "required": ["v"], "$defs": defs}
+    body = asked({**schema, "additionalProperties": False}, strict=True)
+    assert follows(grammars, tokenizer, body, {"v": {"kind": "cat", "meow": "x"}})
+    assert follows(grammars, tokenizer, body, {"v": {"kind": "hound", "bark": "x"}})
+    assert not follows(grammars, tokenizer, body, {"v": {"kind": "cat", "bark": "x"}})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pet("bark", enum=["dog", "cat"]),
+        pet("bark"),
+        pet("bark", const="dog") | {"required": ["bark"]},
+        {key: value for key, value in pet("bark", const="dog").items() if key != "type"},
+    ],
+)
+def test_one_of_several_that_may_overlap(other: dict[str, Any]) -> None:
+    """It is left to the compiler, which refuses it."""
+    defs = {"Cat": pet("meow", const="cat"), "Dog": other}
+    one = {"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}]}
+    assert "oneOf" in json.dumps(serve({**one, "$defs": defs}, strict=True))
+
+
 @pytest.mark.parametrize("parameters", [{}, None, {"type": "object"}, {"properties": {}}])
 def test_a_tool_without_parameters(
     grammars: Grammars, tokenizer: Tokenizer, parameters: dict[str, Any] | None

@@ -117,6 +117,39 @@ async def test_every_answer_of_the_model_parses(
     assert bad == []
 
 
+def test_a_tree_has_a_way_out(grammars: Grammars) -> None:
+    """Beside an object that goes on and on there is null."""
+    leaf = {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}
+    node = {
+        "type": "object",
+        "properties": {"text": TEXT, "left": leaf, "right": leaf},
+        "required": ["text", "left", "right"],
+        "additionalProperties": False,
+    }
+    schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    constraint = grammars.compile(json_grammar(schema), "response_format")
+    assert constraint.begin(40).bound
+
+
+@pytest.mark.parametrize(
+    "form", ["email", "duration", "uri", "hostname", "date-time", "uuid", "ipv4", "ipv6"]
+)
+async def test_strings_of_a_format_end(
+    engine: Engine, tokenizer: Tokenizer, grammars: Grammars, form: str
+) -> None:
+    """A small model goes on with letters where an address has none any more."""
+    said = {**TEXT, "format": form}
+    schema = {"type": "object", "properties": {"a": said, "b": said}, "required": ["a", "b"]}
+    constraint = grammars.compile(json_grammar(schema), "response_format")
+    assert constraint.begin(90).bound
+    prompt = tuple(tokenizer.encode_chat([{"role": "user", "content": QUESTION}]))
+    for seed in range(2):
+        sampling = SamplingParams(temperature=seed, seed=seed)
+        request = GenerationRequest(prompt, 90, sampling, constraint=constraint)
+        text = "".join([delta.text async for delta in engine.generate(request)])
+        assert json.loads(text).keys() >= {"a", "b"}
+
+
 async def test_no_field_starves_the_others(engine: Engine, tokenizer: Tokenizer, grammars: Grammars) -> None:
     schema = {**LOOSE[4], "additionalProperties": False}
     constraint = grammars.compile(json_grammar(schema), "response_format")
