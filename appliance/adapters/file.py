@@ -140,7 +140,7 @@ def _read(path: Path) -> bytes:
             with os.fdopen(fd, "rb", closefd=False) as file:
                 head = file.read(8)
                 if (length := int.from_bytes(head, "little")) > MAX_HEADER_BYTES:
-                    _refuse(path, f"is no adapter, or damaged: its header would have {length:,} bytes")
+                    _refuse(path, f"is not a whole safetensors file: its header would have {length:,} bytes")
                 return head + file.read()
         finally:
             os.close(fd)

@@ -219,7 +219,8 @@ def test_bounds_that_cannot_be(box: Daemon, store: Store, open_page: OpenPage) -
     assert store.keys.get(device.id) == device
     for act in ("", "/revoke", "/forget"):
         for ident in ("dev_none", "this-machine", "%00", "..%2fkeys"):
-            assert post(box, f"/devices/{ident}{act}", name="x").status_code == 404
+            status = 400 if ident == "%00" else 404
+            assert post(box, f"/devices/{ident}{act}", name="x").status_code == status
     assert httpx.get(f"{box.url}/devices/dev_none").status_code == 404
     # What was typed is not lost, and the field at fault says so.
     page = open_page(box.url + path)

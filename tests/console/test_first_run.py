@@ -189,6 +189,7 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
 
     expect(page.get_by_role("heading", level=1)).to_have_text("What is it called?")
     cookies = {cookie["name"]: cookie for cookie in page.context.cookies()}
+    assert cookies.pop("shammah-zone")  # by a script, and no secret
     assert set(cookies) == {"shammah_session", "shammah_known"}
     for cookie in cookies.values():
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
@@ -281,7 +282,7 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
     assert answer.choices[0].message.content
     compile(python, "snippet", "exec")
     with opened(fresh.home) as store:
-        actions = [entry.action for entry in store.audit.list(50)]
+        actions = [entry.action for entry in store.audit.list(200)]
         used = next(device for device in store.keys.list() if not device.revoked)
     assert used.last_seen is not None
     for action in ("console.setup.password", "settings.save", "console.key.created", "setup.refused"):
