@@ -303,7 +303,7 @@ def test_people_still_get_pages(daemon: Daemon) -> None:
         (b"POST /v1/feedback HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", 400),
         (b"POST /v1/feedback HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
         (b"POST /v1/feedback HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: tea\r\n\r\n", 417),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 413),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 431),
     ],
 )
 def test_before_set_up_a_malformed_head_is_what_is_wrong(daemon: Daemon, head: bytes, status: int) -> None:
