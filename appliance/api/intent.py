@@ -17,6 +17,7 @@ from appliance.api.auth import device_of
 from appliance.api.messages import Function, FunctionName, NamedTool
 from appliance.api.schemas import ChatBody
 from appliance.api.tools import offered
+from appliance.api.weights import find_weights
 from appliance.engine.engine import Engine
 from appliance.engine.request import GenerationRequest
 from appliance.engine.session import Session
@@ -43,6 +44,7 @@ async def decided(request: Request, body: ChatBody) -> ChatBody:
     Raises:
         Busy: too many requests wait already.
         Unavailable: the model failed.
+        NotFound, Forbidden, AdapterInvalid, RateLimited: of the weights that the body names.
     """
     ctx = request.app.ctx
     functions = [tool.function for tool in offered(body)]
@@ -55,7 +57,10 @@ async def decided(request: Request, body: ChatBody) -> ChatBody:
     if not 0 < len(tokens) <= MAX_TOKENS:
         return body
     device = device_of(request)
-    scorer = _Scorer(ctx.engine, ctx.tokenizer, tokens, device.id if device else request.ip)
+    client = device.id if device else request.ip
+    # By whom it will be answered, in the words of `begin`; and nothing is computed for a name that is none.
+    weights = await find_weights(request, body.model, f"{client}\0{body.opening}") or ctx.engine.weights
+    scorer = _Scorer(ctx.engine, ctx.tokenizer, tokens, client, weights)
     talk = max([await scorer.likelihood(text) for text in _TALK])
     wanted = {function.name: await scorer.likelihood(_wish(function)) for function in functions}
     name = max(wanted, key=lambda name: wanted[name])
@@ -69,12 +74,14 @@ async def decided(request: Request, body: ChatBody) -> ChatBody:
 class _Scorer:
     """How likely one message is, in one session, whatever is switched meanwhile."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, message: list[int], client: str) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, message: list[int], client: str, weights: Session
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._message = message
         self._client = client
-        self._weights: Session = engine.weights
+        self._weights = weights
 
     async def likelihood(self, situation: str) -> float:
         """Natural log of the message's probability in a situation."""

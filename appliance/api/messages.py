@@ -65,14 +65,25 @@ class Function(Body):
     parameters: dict[str, Any] | None = Field(
         None,
         description="JSON schema of the arguments, an object.",
-        json_schema_extra={"properties": {"type": {"const": "object"}}},
+        json_schema_extra={
+            "properties": {
+                "type": {
+                    "anyOf": [
+                        {"enum": ["object", "OBJECT", None]},
+                        {"type": "array", "contains": {"const": "object"}},
+                    ]
+                }
+            }
+        },
     )
     strict: bool | None = None
 
     @field_validator("parameters")
     @classmethod
     def _an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-        if parameters and parameters.get("type", "object") != "object":
+        kind = (parameters or {}).get("type")
+        # Some write OBJECT, or a list of types, and mean the same.
+        if kind not in (None, "object", "OBJECT") and not (isinstance(kind, list) and "object" in kind):
             raise ValueError("arguments are an object")
         return parameters
 

@@ -154,7 +154,7 @@ def _arguments(function: Function) -> dict[str, Any]:
 
     JSON schema would allow others by default; a function has no use for arguments it does not know.
     """
-    schema = {"type": "object", **(function.parameters or _NO_ARGUMENTS)}
+    schema = {**(function.parameters or _NO_ARGUMENTS), "type": "object"}
     if "additionalProperties" not in schema and not any(key in schema for key in _COMBINED):
         schema["additionalProperties"] = False
     return schema

@@ -160,3 +160,15 @@ def test_marks_that_mark_nothing_are_not_shown(size: int, calls: bool) -> None:
         for end in range(1, len(mark) + 1):
             assert shown(f"Yes {mark[:end]}", cut=True) == "Yes "
             assert end < len("</tool") or shown(f"Yes {mark[:end]}") == "Yes "
+
+
+def test_nothing_is_computed_for_a_model_that_is_not_here(daemon: Daemon) -> None:
+    def computed() -> float:
+        lines = daemon.get("/metrics").text.splitlines()
+        (line,) = [line for line in lines if line.startswith("shammah_engine_prompt_tokens_total ")]
+        return float(line.split()[1])
+
+    before = computed()
+    body = {"model": "shammah:nothing", "messages": [user("Set a timer of 5 minutes.")], "tools": TOOLS}
+    assert daemon.post("/v1/chat/completions", json=body).status_code == 404
+    assert computed() == before

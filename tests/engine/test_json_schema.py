@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import ValidationError
 
 from appliance.api import tools
 from appliance.api.schemas import ChatBody
@@ -224,6 +225,23 @@ def test_what_only_the_compiler_refuses(
     with pytest.raises(InvalidRequest, match="'save'") as caught:
         tools.compiled(grammars, tokenizer, asked(schema, strict=True, beside=3))
     assert caught.value.param == "tools[3].function.parameters"
+
+
+@pytest.mark.parametrize("written", ["object", "OBJECT", ["object"], ["object", "null"], None])
+@pytest.mark.parametrize("strict", [True, None])
+def test_arguments_are_an_object_however_that_is_written(
+    grammars: Grammars, tokenizer: Tokenizer, written: Any, strict: bool | None
+) -> None:
+    schema = {"type": written, "properties": {"v": TEXT}, "required": ["v"]}
+    body = asked(schema, strict=strict)
+    assert follows(grammars, tokenizer, body, {"v": "x"})
+    assert not follows(grammars, tokenizer, body, None)
+
+
+@pytest.mark.parametrize("written", ["array", "string", ["string", "null"], 5, 0, [], ""])
+def test_arguments_are_nothing_else(written: Any) -> None:
+    with pytest.raises(ValidationError, match="arguments are an object"):
+        asked({"type": written})
 
 
 def pet(name: str, **kind: Any) -> dict[str, Any]:
