@@ -283,7 +283,9 @@ class ModelConfig(Section):
         "What is set here goes before what the model's own files say, and those before this default.",
     )
     top_p: AtUse[Annotated[float, Field(gt=0, le=1)]] = Field(
-        0.9, description="Nucleus sampling mass when the request names none; as with the temperature."
+        0.9,
+        description="Nucleus sampling mass when the request names none. What the model's own files say goes "
+        "before this default.",
     )
     default_max_tokens: AtUse[int] = Field(
         512, ge=1, le=1_000_000, description="Answer length when the request names none."
@@ -499,7 +501,10 @@ class CollectConfig(Section):
         32768, ge=256, le=10_000_000, description="Longer exchanges are not collected."
     )
     feedback_daily: AtUse[int] = Field(
-        500, ge=0, description="Feedback that one device may give in 24 hours; beyond that the answer is 429."
+        500,
+        ge=0,
+        le=1_000_000,
+        description="Feedback that one device may give in 24 hours; beyond that the answer is 429.",
     )
     feedback_daily_mb: AtUse[Megabytes] = Field(
         5, description="How much that may be in all, in MB. The owner may give any amount."

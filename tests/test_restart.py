@@ -131,7 +131,7 @@ def test_a_typo_never_bricks_the_box(start_daemon: StartDaemon) -> None:
     for text, said in (
         ("[lora]\nenabled = = 1\n", "not valid TOML"),
         ('[model]\nname = "absent"\n', "no model bundle"),
-        ('[server]\nbind = "192.0.2.1:9"\n', "cannot listen on 192.0.2.1"),
+        ('[server]\nbind = "192.0.2.1:9"\n', "Cannot listen on 192.0.2.1"),
     ):
         daemon.home.config.write_text(text)
         response = post(daemon, "/restart", to="/models")

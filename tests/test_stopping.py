@@ -13,6 +13,7 @@ from faults.trial import serving
 
 from appliance.home import Home
 from appliance.model.bundle import Bundle
+from appliance.sections import HURRY
 
 COMPLAINTS = re.compile(
     r"Traceback|Task was destroyed|never (awaited|retrieved)|Event loop|cancelled before| (ERROR|CRITICAL) "
@@ -27,7 +28,7 @@ def test_at_any_moment_of_its_first_seconds(small: Bundle, tmp_path: Path) -> No
     # What a kill left, for the sweep at the start to have something to wait for.
     (home.root / ".config.toml.abcd1234").touch()
     for wait in (0.0, 0.02, 0.1, 0.4, 1.5):
-        daemon = Daemon(home, output=tmp_path / f"{wait}.out").start(wait=False)
+        daemon = Daemon(home, environment={HURRY: "1"}, output=tmp_path / f"{wait}.out").start(wait=False)
         try:
             deadline = time.monotonic() + 60
             while "Console:" not in daemon.log:

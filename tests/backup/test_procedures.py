@@ -66,7 +66,13 @@ def test_up_down_and_elsewhere(tmp_path: Path, bundle: Bundle, release: object) 
     # The older release has learned something, and makes the backup that an upgrade begins with.
     release(OLDER)
     database = Database(home.store)
-    remember(Store(database), "before")
+    with database.transaction("examples") as then:
+        then.execute(
+            "INSERT INTO examples (id, created, kind, state, query, response, target, weight, messages,"
+            " finish_reason, source, query_key, response_key, target_key, context_key)"
+            " VALUES ('ex_1', 1, 'praise', 'pending', 'before', 'A', 'A', 1, '[]', 'stop', 'api',"
+            " 'b', 'a', 'a', 'c')"
+        )
     kept = archive.create(home, Store(database), bundle.name, bundle.manifest.base_hash)
     database.close()
     assert schema(home) == OLDER

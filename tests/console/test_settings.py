@@ -118,7 +118,8 @@ def test_wrong_values_are_told_as_they_are_typed(daemon: Daemon, open_page: Open
     weight.blur()
     said = page.locator("#said-lora-high_weight")
     expect(said).to_have_text("This must be at least 0.01.")
-    # And when it is sent all the same; what is right beside it is kept.
+    # And when it is sent all the same, which this browser would not; what is right beside it is kept.
+    weight.evaluate("field => field.removeAttribute('min')")
     page.get_by_label("Examples for a run").fill("7")
     look(page)
     expect(page.get_by_role("alert")).to_contain_text("Nothing was saved.")
@@ -132,7 +133,7 @@ def test_wrong_values_are_told_as_they_are_typed(daemon: Daemon, open_page: Open
     page.get_by_label("Examples for a run").fill("0")
     look(page)
     assert page.get_by_label("Examples for a run").evaluate("field => field.validity.rangeUnderflow")
-    expect(page).to_have_url(f"{daemon.url}/settings/preview")
+    expect(page).to_have_url(re.compile("/console/shown/"))
     assert daemon.home.config.read_text() == START
 
 

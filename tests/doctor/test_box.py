@@ -72,11 +72,11 @@ def test_the_kernel_says_whether_the_network_sets_the_clock() -> None:
 
 def test_memory(home: Home, look: Look) -> None:
     assert "smollm2-135m-instruct takes about" in " ".join(one.seen for one in look("memory"))
-    home.config.write_text("[model]\nprefix_cache_mb = 100000000\n")
+    home.config.write_text("[model]\nprefix_cache_mb = 1000000\n")
     found = look("memory")[0]
     assert found.level == "warning"
     assert "shammah model recommend" in found.fix
-    home.config.write_text("[resources]\nmin_free_memory_mb = 100000000\n")
+    home.config.write_text("[resources]\nmin_free_memory_mb = 10000000\n")
     assert "Runs are put off" in look("memory")[0].fix
 
 

@@ -196,7 +196,11 @@ def test_a_list_of_chat_templates(
     path = copies(checkpoint)
     (path / "chat_template.jinja").unlink()
     plain = "{% for m in messages %}[user]{{ m.content }}</s>{% endfor %}"
-    tooled = "TOOLS {{ tools | tojson }}<tool_call>" + plain
+    tooled = (
+        "TOOLS {{ tools | tojson }}{% for m in messages %}{% for call in m.tool_calls or [] %}<tool_call>"
+        '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+        "{% endfor %}[user]{{ m.content }}</s>{% endfor %}"
+    )
     listed = [{"name": "tool_use", "template": tooled}, {"name": "default", "template": plain}]
     if where == "config":
         settings = json.loads((path / "tokenizer_config.json").read_text())
@@ -219,9 +223,7 @@ def test_a_list_of_chat_templates(
     assert tokenizer.writes_calls
     question = [{"role": "user", "content": "Hi"}]
     assert tokenizer.decode(tokenizer.encode_chat(question)) == "Hi"
-    assert (
-        tokenizer.decode(tokenizer.encode_chat(question, tools=[{"a": 1}])) == 'TOOLS [{"a": 1}]<tool_call>Hi'
-    )
+    assert tokenizer.decode(tokenizer.encode_chat(question, tools=[{"a": 1}])) == 'TOOLS [{"a": 1}]Hi'
 
 
 def test_a_template_is_tried_at_the_import(tiny: Any, checkpoint: Path, copies: Copies, home: Home) -> None:
