@@ -5,6 +5,7 @@ A trainer that is killed goes on from its checkpoint, at once and in the same ru
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,8 +93,8 @@ def prepare(directory: Path, settings: TrainConfig) -> None:
 
 
 def load_settings(directory: Path) -> TrainConfig:
-    """The settings that a run was prepared with."""
-    return TrainConfig.model_validate_json((directory / SETTINGS).read_text(encoding="utf-8"))
+    """The settings that a run was prepared with; they held then, whatever bounds there are by now."""
+    return TrainConfig.model_construct(**json.loads((directory / SETTINGS).read_text(encoding="utf-8")))
 
 
 def discard(directory: Path) -> None:

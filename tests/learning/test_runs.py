@@ -149,8 +149,8 @@ async def test_a_costly_example_does_not_take_the_batch_along(
     home: Home, bundle: Bundle, tmp_path: Path
 ) -> None:
     """Beyond its time: the one that took most of it is parked, and everybody's else is tried again."""
-    slow = "[train]\ntime_limit_minutes = 0.02\nmax_attempts = 1\n"
-    async with running(home, bundle, OFF + slow, trainer(tmp_path, "time.sleep(60)")) as box:
+    once, limit = "[train]\nmax_attempts = 1\n", {"train__time_limit_minutes": 0.02}
+    async with running(home, bundle, OFF + once, trainer(tmp_path, "time.sleep(60)"), **limit) as box:
         light = {add_correction(box.store, f"Q{number}?", "No.", "Yes.").id for number in range(4)}
         heavy = add_correction(box.store, "Q?", "No.", "Yes.", weight=1000.0)
         await box.start_run()
@@ -214,20 +214,22 @@ async def test_cancelling_gives_back_and_pauses(home: Home, bundle: Bundle, tmp_
         assert box.store.runs.count() == 1
 
 
-async def test_stopping_the_box_gives_back_at_once_and_counts_no_attempt(
+async def test_stopping_the_box_is_at_once_and_the_next_start_goes_on(
     home: Home, bundle: Bundle, tmp_path: Path
 ) -> None:
     async with running(home, bundle, QUICK, trainer(tmp_path, "time.sleep(60)")) as box:
         given = fill(box.store)
         await box.until(lambda: box.learning.status().run and box.learning.status().run.loss, 60)
         pid = await box.until(lambda: box.store.runs.list(1)[0].pid, 60)
+        stopped = box.store.runs.list(1)[0].id
         started = time.monotonic()
     assert time.monotonic() - started < 20
     assert pid is not None
     assert not psutil.pid_exists(pid)
-    async with running(home, bundle, OFF) as box:
-        assert ids(box.store, "pending") == given
-        assert box.store.runs.list(1)[0].state == "cancelled"
+    async with running(home, bundle, QUICK, writes(tmp_path, bundle, 1e-4)) as box:
+        run = await first(box)
+        assert (run.id, run.state, run.attempt) == (stopped, "promoted", 1)
+        assert ids(box.store, "used") == given
         assert load_retry(box.store.settings) is None
 
 
