@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appliance.backup.archive import Backup, backups, verify
+from appliance.backup.automatic import SETTLE_SECONDS
 from appliance.doctor.box import Box, Tell
 from appliance.doctor.clock import span
 from appliance.doctor.finding import Finding, error, note, ok, warning
@@ -12,6 +13,8 @@ from appliance.errors import InvalidRequest
 
 OLD = 8 * 86400.0
 """Seconds; a weekly one that was made is younger."""
+FIRST = 600.0
+"""Seconds that the first one may take, and wait for a run to end."""
 MAKE = "`shammah backup --output DIR` makes one, and puts a copy on another disk."
 
 
@@ -29,6 +32,10 @@ def look(box: Box, tell: Tell) -> Iterator[Finding]:
     if not good:
         if not damaged and box.store is not None and _nothing_to_lose(box):
             yield note("There is no backup yet, and nothing that would be lost.")
+        elif not damaged and _about_to_begin(box):
+            yield note(
+                "There is no backup yet. The box makes the first by itself, some minutes after its start."
+            )
         else:
             yield warning("There is no good backup: with this disk all that was learned is lost.", MAKE)
         return
@@ -48,6 +55,14 @@ def _whole(backup: Backup) -> bool:
     except (InvalidRequest, OSError):
         return False
     return True
+
+
+def _about_to_begin(box: Box) -> bool:
+    """Whether the daemon has not run for as long as its first backup waits, and takes."""
+    every = box.config.backup.every_hours * 3600
+    if not every or box.standing is None or box.standing.problem:
+        return False
+    return 0 <= box.now - box.standing.started < min(SETTLE_SECONDS, every / 10) + FIRST
 
 
 def _nothing_to_lose(box: Box) -> bool:

@@ -71,6 +71,8 @@ def test_from_the_first_start_on(small: Bundle, tmp_path: Path) -> None:
         try:
             assert warns(home) == []
             trial.daemon.ask("What is a door?", max_tokens=2)
+            until(lambda: trial.daemon.get("/v1/training/status").json()["pending"], "an example", 20)
+            assert warns(home) == []
             for _ in range(2):
                 assert trial.teach().status_code == 200
             started = trial.daemon.post("/v1/training/run").json()["id"]
