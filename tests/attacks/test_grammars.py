@@ -245,7 +245,7 @@ async def test_compiling_keeps_nobody_waiting(box: Daemon, devices: tuple[str, s
 
         await ask("warm", honest, TEXT)  # the child and the tokenizer are there
         attack = [asyncio.create_task(ask("hostile", hostile, costly(number))) for number in range(40)]
-        while len(order) < 30:  # all but those that wait are turned away
+        while len(order) < 1 + 40 - 9:  # all but the one under way and those that wait are turned away
             await asyncio.sleep(0.05)
         for path in ("/v1/models", "/health", "/login", "/ready"):
             answer = await client.get(path, headers=honest, follow_redirects=True)
@@ -256,7 +256,7 @@ async def test_compiling_keeps_nobody_waiting(box: Daemon, devices: tuple[str, s
         before = order[: order.index(("honest", 200))]
         assert {status for who, status in before if who == "hostile"} <= {400, 429}
         assert before.count(("hostile", 400)) <= 2
-        assert before.count(("hostile", 429)) >= 30
+        assert before.count(("hostile", 429)) + before.count(("hostile", 400)) >= 40 - 9
         # The same answers as ever are not compiled again.
         assert (await ask("honest", honest, TEXT)).status_code == 200
         # Who leaves does not matter any more: the next one has its turn.

@@ -146,7 +146,8 @@ async function alive() {
 /** Ask for the password in a dialog. Resolves to whether the owner is logged in now. */
 export function logIn() {
   if (!template) {
-    // The box had no password when this page was made.
+    // The box had no password when this page was made. What was being sent is back in its field by the time of leaving.
+    addEventListener("pagehide", save, { once: true });
     location.assign(loginPath());
     return Promise.resolve(false);
   }
