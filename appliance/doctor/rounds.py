@@ -55,6 +55,8 @@ class Rounds:
         self._last: Report | None = None
         self._whole: Report | None = None
         self._told = 0.0
+        self._began = 0.0
+        """When the examination began whose report is the last."""
 
     @property
     def under_way(self) -> UnderWay | None:
@@ -121,9 +123,13 @@ class Rounds:
                 self._told = time.monotonic()
                 self._events.publish("doctor.progress")
 
+        began = time.monotonic()
         with looked_at(self._home, self._standing(), quick=quick) as box:
             report = examine(box, tell)
-        before, self._last = self._last, report
+        with self._lock:
+            if began < self._began:
+                return report  # a quick look that began later has ended before, and knows better
+            before, self._last, self._began = self._last, report, began
         errors = report.count("error")
         if errors != (before.count("error") if before else 0):
             logger.log(
