@@ -195,6 +195,7 @@ def test_bounds_hold_at_once(box: Daemon, store: Store, open_page: OpenPage) -> 
     page.get_by_label("Requests a minute").fill("")
     page.get_by_label("All of them").check()
     page.get_by_role("button", name="Save").click()
+    expect(page.locator(".flash-good")).to_be_visible()
     assert ask(box, key).status_code == 200
 
 

@@ -206,9 +206,11 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
     expect(page).to_have_url(f"{fresh.url}/setup/model")
     page.get_by_role("button", name="Go on").click()
 
+    expect(page.get_by_label("Name of the device")).to_be_visible()
     check_sound(page, "setup-key")
     page.get_by_label("Name of the device").fill(NASTY)
     page.get_by_role("button", name="Make its key").click()
+    expect(page.locator("#key")).to_be_visible()
     check_sound(page, "setup-key-shown")
     assert page.locator("img").count() == 0
     key = page.locator("#key").inner_text()
@@ -224,6 +226,7 @@ def test_first_run(fresh: Daemon, open_page: OpenPage, bundle: Bundle) -> None:
         assert [device.name for device in store.keys.list() if not device.revoked] == [NASTY]
     page.get_by_role("button", name="Try it").click()
 
+    expect(page.get_by_role("button", name="Ask")).to_be_visible()
     check_sound(page, "setup-try")
     page.get_by_role("button", name="Ask").click()
     expect(page.locator("#try-answer .answer")).not_to_have_attribute("aria-busy", "true")

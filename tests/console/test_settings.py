@@ -148,6 +148,7 @@ def test_quiet_hours(daemon: Daemon, open_page: OpenPage) -> None:
     look(page)
     expect(page.locator("ins")).to_have_text("22:00 to 07:00")
     page.get_by_role("button", name="Save").click()
+    expect(page.locator(".flash-good")).to_contain_text("Saved")
     assert on_disk(daemon).resources.quiet_hours == "22:00-07:00"
     page.get_by_label("From").fill("")
     look(page)
