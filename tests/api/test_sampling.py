@@ -16,13 +16,13 @@ ASK = {"model": "shammah", "messages": [{"role": "user", "content": "Hi"}], "max
 
 
 def test_request_then_owner_then_model(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "hot")
+    checkpoint = make_checkpoint(tmp_path / "greedy")
     (checkpoint / "generation_config.json").write_text(
-        json.dumps({"temperature": 2.0, "top_p": 1.0, "do_sample": True, "eos_token_id": 1})
+        json.dumps({"temperature": 2.0, "do_sample": False, "eos_token_id": 1})
     )
     made = import_model(str(checkpoint), Home(tmp_path / "made").ensure())
     serve = f'[model]\nname = "{made.name}"\n'
-    for number, (setting, varies) in enumerate((("", True), ("temperature = 0\n", False))):
+    for number, (setting, varies) in enumerate((("", False), ("temperature = 2\ntop_p = 1\n", True))):
         home = Home(tmp_path / f"home{number}").ensure()
         install_bundle(home, made)
         home.config.write_text(f"{serve}{setting}[lora]\nenabled = false\n")
