@@ -53,6 +53,16 @@ def bundle(cache: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A random model that is trained and judged in seconds, where what it says does not matter."""
+    from checkpoints import make_checkpoint  # most tests need no torch
+
+    place = tmp_path_factory.mktemp("small")
+    made = make_checkpoint(place / "small", max_position_embeddings=2048)
+    return import_model(str(made), Home(place / "home").ensure())
+
+
+@pytest.fixture(scope="session")
 def tokenizer(bundle: Bundle) -> Tokenizer:
     return Tokenizer(bundle)
 

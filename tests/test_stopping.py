@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon, install_bundle
-from faults.conftest import small as small
 from faults.trial import serving
 
 from appliance.home import Home

@@ -164,7 +164,7 @@ class Tokenizer:
         probe = "".join(secrets.choice("abcdefgh") for _ in range(24))
         question = {"role": "user", "content": "Hi"}
         text = self._render([question, {"role": "assistant", "content": probe}], False, None)
-        tail = self._renamed.encode(text.rpartition(probe)[2], add_special_tokens=False).ids
+        tail = self._ids(text.rpartition(probe)[2])
         for at, ident in enumerate(tail):
             if ident in self.eos_ids:
                 return tuple(tail[: at + 1])

@@ -6,21 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
 from daemons import Daemon, accept_adapter, install_bundle
 
 from appliance.adapters.file import AdapterMeta, write_adapter
 from appliance.home import Home
 from appliance.model.bundle import Bundle
-from appliance.model.importer import import_model
 from appliance.store import Store
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    place = tmp_path_factory.mktemp("small")
-    made = make_checkpoint(place / "small", max_position_embeddings=2048)
-    return import_model(str(made), Home(place / "home").ensure())
 
 
 @pytest.fixture(scope="module")

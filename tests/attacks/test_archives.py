@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon, install_bundle
-from faults.conftest import small as small
 from faults.trial import OWN, serving
 
 from appliance.adapters.file import read_adapter

@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from checkpoints import make_checkpoint
 from daemons import Daemon, install_bundle
 
 from appliance.engine.constraint import Grammars
@@ -25,7 +24,6 @@ from appliance.engine.sampling import SamplingParams
 from appliance.errors import InvalidRequest
 from appliance.home import Home
 from appliance.model.bundle import Bundle
-from appliance.model.importer import import_model
 from appliance.model.tokenizer import Tokenizer
 from appliance.sections import ModelConfig
 from appliance.store import Store
@@ -33,14 +31,6 @@ from appliance.store import Store
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random model: what it says does not matter here."""
-    place = tmp_path_factory.mktemp("small")
-    made = make_checkpoint(place / "small", max_position_embeddings=2048)
-    return import_model(str(made), Home(place / "home").ensure())
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from checkpoints import make_checkpoint
 from daemons import Daemon, install_bundle
 
 from appliance.api.openapi import ENDPOINTS
 from appliance.home import Home
 from appliance.model.bundle import Bundle
-from appliance.model.importer import import_model
 from appliance.store import Store
 from appliance.store.adapters import AdapterRow
 from appliance.store.owner import set_password
@@ -32,14 +30,6 @@ RUN_REPORT = {
 }
 CONFIG = "[lora]\nenabled = false\n[model]\nname = 'small'\n"
 PATIENCE = 20.0
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random model: what it answers does not matter here."""
-    place = tmp_path_factory.mktemp("small")
-    made = make_checkpoint(place / "small", max_position_embeddings=2048)
-    return import_model(str(made), Home(place / "home").ensure())
 
 
 @dataclass

@@ -11,13 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from checkpoints import make_checkpoint
 from daemons import Daemon, accept_adapter, install_bundle
 
 from appliance.api.builds import AT_ONCE
 from appliance.home import Home
 from appliance.model.bundle import Bundle
-from appliance.model.importer import import_model
 from appliance.store import Store
 from appliance.store.owner import set_password
 
@@ -25,13 +23,6 @@ CHAT = "/v1/chat/completions"
 NAMES = ("one", "two", "three")
 PASSWORD = "correct horse battery"
 OWN = {"Sec-Fetch-Site": "same-origin"}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    place = tmp_path_factory.mktemp("small")
-    made = make_checkpoint(place / "small", max_position_embeddings=2048)
-    return import_model(str(made), Home(place / "home").ensure())
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon, install_bundle
-from faults.conftest import small as small
 from faults.trial import CONFIG, Trial, opened, serving
 
 from appliance.home import Home

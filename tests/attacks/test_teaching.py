@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from checkpoints import make_checkpoint
 from daemons import Daemon, install_bundle
 
 from appliance.config import Config
@@ -22,7 +21,6 @@ from appliance.learning.feedback import Feedback, give_feedback
 from appliance.learning.selection import select
 from appliance.learning.train.plan import fair_cap
 from appliance.model.bundle import Bundle
-from appliance.model.importer import import_model
 from appliance.store import Store
 from appliance.store.examples import Example, NewExample
 
@@ -40,14 +38,6 @@ feedback_waiting_mb = 2
 """
 ASKED = "What is the wifi password?"
 SAID = "It is on the fridge."
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random model: what it answers does not matter here."""
-    place = tmp_path_factory.mktemp("small")
-    made = make_checkpoint(place / "small", max_position_embeddings=2048)
-    return import_model(str(made), Home(place / "home").ensure())
 
 
 @dataclass

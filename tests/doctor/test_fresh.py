@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from daemons import Daemon, install_bundle
-from faults.conftest import small as small
 from faults.trial import CONFIG, Trial, serving, until
 
 from appliance.home import Home

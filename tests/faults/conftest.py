@@ -7,24 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
 from daemons import Daemon, accept_adapter, install_bundle
 from faults.acts import ADAPTERS
 from faults.trial import CONFIG, Trial, serving
 
 from appliance.home import Home
 from appliance.model.bundle import Bundle
-from appliance.model.importer import import_model
 
 MakeTrial = Callable[..., Trial]
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A random model that is trained and judged in seconds, for faults that need many runs."""
-    place = tmp_path_factory.mktemp("small")
-    made = make_checkpoint(place / "small", max_position_embeddings=2048)
-    return import_model(str(made), Home(place / "home").ensure())
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from daemons import Daemon, install_bundle
-from faults.conftest import small as small
 from faults.trial import CONFIG, serving
 from safetensors.numpy import load_file
 
